@@ -1,0 +1,51 @@
+"""What the pinned MMEngine lacks on a current PyTorch, added from outside."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+
+def _history_method(owner: Any, name: str) -> Any:
+    """Stands in for ``getattr`` in checkpoints: reaches the statistics of HistoryBuffer only."""
+    from mmengine.logging.history_buffer import HistoryBuffer
+
+    if owner is not HistoryBuffer or name not in HistoryBuffer._statistics_methods:
+        raise ValueError(
+            f'checkpoint: found a reference to {name!r} of {owner!r}, wanted tensors, numbers and '
+            "MMEngine's training history only; do not trust the file"
+        )
+    return HistoryBuffer._statistics_methods[name]
+
+
+@functools.cache
+def enable() -> None:
+    """Make ``mmclipq::`` config paths resolve and MMEngine's own checkpoints load.
+
+    Since version 2.6 ``torch.load`` unpickles only tensors and plain containers unless a class is
+    listed. MMEngine 0.10 checkpoints hold ``HistoryBuffer`` objects with NumPy values: listing
+    these few classes keeps the safe loader for every file.
+    """
+    import numpy as np
+    import torch
+    from mmengine.config import utils as config_utils
+    from mmengine.logging.history_buffer import HistoryBuffer
+
+    config_utils.MODULE2PACKAGE.setdefault('mmclipq', 'mmclipq')
+    if not hasattr(torch.serialization, 'add_safe_globals'):
+        return
+    HistoryBuffer()  # fills the class's table of statistics
+    rebuild = np.zeros(1).__reduce__()[0]
+    scalar = np.float64(0).__reduce__()[0]
+    numbers = (np.float64, np.float32, np.int64, np.int32, np.bool_)
+    dtypes = {type(np.dtype(kind)) for kind in numbers}
+    # NumPy 1 and 2 keep the same two functions under different module names.
+    names = [
+        (function, f'{module}.{function.__name__}')
+        for function in (rebuild, scalar)
+        for module in ('numpy.core.multiarray', 'numpy._core.multiarray')
+    ]
+    torch.serialization.add_safe_globals(
+        [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *numbers, *names]
+        + [(_history_method, 'builtins.getattr'), (_history_method, '__builtin__.getattr')]
+    )

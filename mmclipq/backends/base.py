@@ -1,0 +1,171 @@
+"""The interface of a backend, and what all of them share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..graph import ir
+from ..graph.patterns import FUNCTIONS, METHODS
+
+BACKENDS: dict[str, type[Backend]] = {}
+
+
+def register_backend(cls: type[Backend]) -> type[Backend]:
+    """Class decorator that makes a backend known under its ``name``."""
+    BACKENDS[cls.name] = cls
+    return cls
+
+
+def build_backend(
+    name: str, graph: ir.Int8Graph, islands: nn.Module | None = None, device: str = 'cpu'
+) -> Backend:
+    """The backend called ``name`` for ``graph``; ``'auto'`` is the best one at hand.
+
+    Raises:
+        ValueError: if there is no backend of this name.
+    """
+    if name == 'auto':
+        name = 'reference'
+    if name not in BACKENDS:
+        raise ValueError(f'found backend {name!r}, wanted one of {sorted(BACKENDS)} or auto')
+    return BACKENDS[name](graph, islands, device)
+
+
+class Backend(ABC):
+    """Executes an ``Int8Graph``.
+
+    A subclass implements one method per kind of node, named after it in lower case, that takes the
+    node and its input tensors and returns the result. Codes are int8 or uint8 tensors in NCHW
+    order as seen from outside; how they lie in memory is the backend's own affair.
+
+    Args:
+        graph: What to execute.
+        islands: The detector, or any module with the submodules and parameters that the graph's
+            float steps name; None if there are none.
+        device: Where to execute.
+    """
+
+    name: str
+
+    def __init__(
+        self, graph: ir.Int8Graph, islands: nn.Module | None = None, device: str = 'cpu'
+    ) -> None:
+        self.graph = graph
+        self.types = graph.tensors
+        self.islands = islands
+        self.device = torch.device(device)
+        self.constants = {key: value.to(self.device) for key, value in graph.constants.items()}
+        self._steps = [(node, self._method(node)) for node in graph.nodes]
+        self._last_reads = self._find_last_reads()
+
+    def _method(self, node: ir.Node) -> Callable[..., Any] | None:
+        if isinstance(node, (ir.Input, ir.FloatCall)):
+            return None
+        return getattr(self, type(node).__name__.lower())
+
+    def _find_last_reads(self) -> list[list[str]]:
+        """For each node the tensors that nothing reads after it."""
+        kept = {ref.name for ref in ir.iter_refs(self.graph.outputs)}
+        last: dict[str, int] = {}
+        for index, node in enumerate(self.graph.nodes):
+            last.update(dict.fromkeys((*node.inputs, node.name), index))
+        ends: list[list[str]] = [[] for _ in self.graph.nodes]
+        for name, index in last.items():
+            if name not in kept:
+                ends[index].append(name)
+        return ends
+
+    @torch.no_grad()
+    def run(self, *inputs: Tensor, observe: Callable[[ir.Node, Any], None] | None = None) -> Any:
+        """Outputs of the graph, float32 tensors in the structure of ``graph.outputs``.
+
+        Args:
+            *inputs: Float32 tensors, one for each input node in order.
+            observe: Called with each node and its result, for tests and reports.
+        """
+        values: dict[str, Any] = {}
+        given = iter(inputs)
+        for (node, method), ended in zip(self._steps, self._last_reads, strict=True):
+            if isinstance(node, ir.Input):
+                result = next(given).to(self.device, torch.float32)
+            elif isinstance(node, ir.FloatCall):
+                result = self._float_call(node, values)
+            else:
+                result = method(node, *(values[name] for name in node.inputs))
+            values[node.name] = result
+            if observe is not None:
+                observe(node, result)
+            for name in ended:
+                del values[name]
+        return ir.map_refs(self.graph.outputs, lambda ref: values[ref.name])
+
+    def codes(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """Codes of every tensor of the graph that holds codes, by name, on the CPU."""
+        found: dict[str, Tensor] = {}
+
+        def observe(node: ir.Node, result: Any) -> None:
+            if node.type.is_codes:
+                found[node.name] = self.as_codes(node, result).cpu()
+
+        self.run(*inputs, observe=observe)
+        return found
+
+    def as_codes(self, node: ir.Node, result: Tensor) -> Tensor:
+        """``result`` as int8 or uint8 codes in NCHW order."""
+        return result
+
+    def _float_call(self, node: ir.FloatCall, values: Mapping[str, Any]) -> Any:
+        args = ir.map_refs(node.args, lambda ref: values[ref.name])
+        kwargs = ir.map_refs(dict(node.kwargs), lambda ref: values[ref.name])
+        if node.kind == 'function':
+            return FUNCTIONS[node.target](*args, **kwargs)
+        if node.kind == 'method':
+            if node.target not in METHODS:
+                raise ir.GraphError(f'{node.name}: found method {node.target!r}, which no float '
+                                    'island may call')  # fmt: skip
+            return getattr(args[0], node.target)(*args[1:], **kwargs)
+        if node.kind == 'parameter':
+            owner, _, leaf = node.target.rpartition('.')
+            return getattr(self.islands.get_submodule(owner), leaf)
+        return self.islands.get_submodule(node.target)(*args, **kwargs)
+
+    @abstractmethod
+    def quantize(self, node: ir.Quantize, x: Tensor) -> Any:
+        """Float32 values to codes."""
+
+    @abstractmethod
+    def dequantize(self, node: ir.Dequantize, x: Any) -> Tensor:
+        """Codes to float32 values."""
+
+    @abstractmethod
+    def requantize(self, node: ir.Requantize, x: Any) -> Any:
+        """Codes to codes of another range."""
+
+    @abstractmethod
+    def conv(self, node: ir.Conv, x: Any, residual: Any = None) -> Any:
+        """Convolution with its epilogue."""
+
+    @abstractmethod
+    def linear(self, node: ir.Linear, x: Any, residual: Any = None) -> Any:
+        """Matrix product with its epilogue."""
+
+    @abstractmethod
+    def add(self, node: ir.Add, x: Any, other: Any) -> Any:
+        """Sum with activation."""
+
+    @abstractmethod
+    def concat(self, node: ir.Concat, *tensors: Any) -> Any:
+        """Codes side by side along the channels."""
+
+    @abstractmethod
+    def maxpool(self, node: ir.MaxPool, x: Any) -> Any:
+        """Largest code of each window."""
+
+    @abstractmethod
+    def upsample(self, node: ir.Upsample, x: Any, like: Any = None) -> Any:
+        """Nearest neighbour."""

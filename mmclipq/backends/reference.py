@@ -1,0 +1,129 @@
+"""The executable definition of the integer arithmetic, in plain PyTorch, on any device.
+
+For input codes ``x`` and weight codes ``w`` with the integer sum ``acc``::
+
+    v = float32(acc) * multiplier[c]        one float32 multiplication, rounded
+    v = v + bias[c]                         one float32 addition, rounded, never fused
+    v = v + float32(r) * 2**step            residual, if before the activation
+    v = act(v)                              leaky_relu: one multiplication of negative values
+    v = v + float32(r) * 2**step            residual, if after the activation
+    out = saturate(round_half_even(v / 2**step))
+
+Every other backend must give the same codes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import fixed_point as fp
+from ..graph import ir
+from .base import Backend, register_backend
+
+
+def activate(v: Tensor, activation: str, slope: float) -> Tensor:
+    """Activation of float32 ``v`` as every backend computes it."""
+    if activation == 'relu':
+        return v.clamp_(min=0)
+    if activation == 'relu6':
+        return v.clamp_(0, 6)
+    if activation == 'leaky_relu':
+        return torch.where(v > 0, v, v * slope)
+    return v
+
+
+def to_codes(v: Tensor, kind: ir.TensorType) -> Tensor:
+    """Codes of float32 ``v``: scaled exactly, rounded half to even, saturated."""
+    scaled = v * math.ldexp(1.0, -kind.step_exponent)
+    return scaled.round_().clamp_(*fp.code_range(kind.signed)).to(fp.code_dtype(kind.signed))
+
+
+def depthwise_sum(x: Tensor, weight: Tensor, node: ir.Conv) -> Tensor:
+    """Depthwise convolution as one product per tap, because PyTorch's for float64 is slow."""
+    (top, left), (down, right), (far_y, far_x) = node.padding, node.stride, node.dilation
+    x = F.pad(x, (left, left, top, top))
+    rows, columns = weight.shape[2:]
+    height = (x.shape[2] - far_y * (rows - 1) - 1) // down + 1
+    width = (x.shape[3] - far_x * (columns - 1) - 1) // right + 1
+    total = x.new_zeros(x.shape[0], x.shape[1], height, width)
+    for r in range(rows):
+        for s in range(columns):
+            y, z = r * far_y, s * far_x
+            taps = x[:, :, y : y + down * height : down, z : z + right * width : right]
+            total.addcmul_(taps, weight[:, 0, r, s].view(1, -1, 1, 1))
+    return total
+
+
+def conv_sum(x: Tensor, weight: Tensor, node: ir.Conv) -> Tensor:
+    """Convolution of float64 integers, exact below ``2**53``."""
+    if node.groups == x.shape[1] == weight.shape[0]:
+        return depthwise_sum(x, weight, node)
+    return F.conv2d(x, weight, None, node.stride, node.padding, node.dilation, node.groups)
+
+
+def per_channel(values: Tensor, node: ir.Product) -> Tensor:
+    """Per-channel ``values`` shaped to broadcast over the result of ``node``."""
+    return values.view(-1, 1, 1) if isinstance(node, ir.Conv) else values
+
+
+@register_backend
+class ReferenceBackend(Backend):
+    """Plain PyTorch; codes are int8 and uint8 tensors in NCHW order."""
+
+    name = 'reference'
+
+    def quantize(self, node, x):
+        return to_codes(x, node.type)
+
+    def dequantize(self, node, x):
+        return self.values_of(node.x, x)
+
+    def requantize(self, node, x):
+        return to_codes(self.values_of(node.x, x), node.type)
+
+    def conv(self, node, x, residual=None):
+        acc = conv_sum(x.double(), self.constants[node.weight].double(), node)
+        return self._epilogue(node, acc, residual)
+
+    def linear(self, node, x, residual=None):
+        acc = F.linear(x.double(), self.constants[node.weight].double())
+        return self._epilogue(node, acc, residual)
+
+    def add(self, node, x, other):
+        v = self.values_of(node.x, x) + self.values_of(node.other, other)
+        return to_codes(activate(v, node.activation, node.slope), node.type)
+
+    def concat(self, node, *tensors):
+        return torch.cat(tensors, 1)
+
+    def maxpool(self, node, x):
+        # float32 holds every code exactly, and pads with minus infinity.
+        pooled = F.max_pool2d(
+            x.float(), node.kernel, node.stride, node.padding, node.dilation, node.ceil_mode
+        )
+        return pooled.to(x.dtype)
+
+    def upsample(self, node, x, like=None):
+        size = None if like is None else like.shape[2:]
+        return F.interpolate(x.float(), size, node.scale, mode='nearest').to(x.dtype)
+
+    def values_of(self, name: str, codes: Tensor) -> Tensor:
+        """Float32 values that the codes of tensor ``name`` stand for."""
+        return codes.float().mul_(math.ldexp(1.0, self.types[name].step_exponent))
+
+    def _epilogue(self, node: ir.Product, acc: Tensor, residual: Tensor | None) -> Tensor:
+        v = acc.float().mul_(per_channel(self.constants[node.multiplier], node))
+        v = v.add_(per_channel(self.constants[node.bias], node))
+        return self._finish(node, v, residual)
+
+    def _finish(self, node: ir.Product, v: Tensor, residual: Tensor | None) -> Tensor:
+        if residual is not None and not node.residual_last:
+            v = v.add_(self.values_of(node.residual, residual))
+        v = activate(v, node.activation, node.slope)
+        if residual is not None and node.residual_last:
+            v = v.add_(self.values_of(node.residual, residual))
+        return to_codes(v, node.type) if node.type.is_codes else v

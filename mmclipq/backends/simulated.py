@@ -1,0 +1,72 @@
+"""Runs the graph on dequantized float64 values instead of codes, as a check of the reference.
+
+Steps are powers of two, so scaling commutes with every rounding and the values are exactly the
+codes of the reference times their steps. This backend never sees an integer product: it multiplies
+values as training does, and tests compare the codes of its results with the reference's.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+from .. import fixed_point as fp
+from .base import register_backend
+from .reference import ReferenceBackend, conv_sum, per_channel, to_codes
+
+
+@register_backend
+class SimulatedBackend(ReferenceBackend):
+    """Codes live as the float64 values that they stand for."""
+
+    name = 'simulated'
+
+    def as_codes(self, node, result):
+        return to_codes(result.float(), node.type)
+
+    def quantize(self, node, x):
+        step = math.ldexp(1.0, node.type.step_exponent)
+        return to_codes(x, node.type).double() * step
+
+    def dequantize(self, node, x):
+        return x.float()
+
+    def requantize(self, node, x):
+        return self.quantize(node, x.float())
+
+    def conv(self, node, x, residual=None):
+        return self._scaled(node, conv_sum(x, self._weight(node), node), residual)
+
+    def linear(self, node, x, residual=None):
+        return self._scaled(node, F.linear(x, self._weight(node)), residual)
+
+    def add(self, node, x, other):
+        return super().add(node, x, other).double() * math.ldexp(1.0, node.type.step_exponent)
+
+    def maxpool(self, node, x):
+        return F.max_pool2d(
+            x, node.kernel, node.stride, node.padding, node.dilation, node.ceil_mode
+        )
+
+    def upsample(self, node, x, like=None):
+        size = None if like is None else like.shape[2:]
+        return F.interpolate(x, size, node.scale, mode='nearest')
+
+    def values_of(self, name, codes):
+        return codes.float()
+
+    def _weight(self, node):
+        codes, exponents = self.constants[node.weight], self.constants[node.exponents]
+        return fp.decode(codes, exponents, axis=0, dtype=torch.float64)
+
+    def _scaled(self, node, sums, residual):
+        """Epilogue on real-valued sums: the steps are already inside, only the norm is left."""
+        steps = fp.step_exponent(self.constants[node.exponents]) + self.types[node.x].step_exponent
+        norm = self.constants[node.multiplier] / fp.power_of_two(steps)
+        v = sums.float() * per_channel(norm, node) + per_channel(self.constants[node.bias], node)
+        result = self._finish(node, v, residual)
+        if not node.type.is_codes:
+            return result
+        return result.double() * math.ldexp(1.0, node.type.step_exponent)

@@ -1,0 +1,1 @@
+"""Streaming range statistics and the choice of exponents."""

@@ -1,0 +1,366 @@
+"""``Int8Graph``: the one contract between those who train and those who deploy.
+
+A graph is a list of nodes in execution order over named tensors. A tensor holds int8 or uint8
+codes of one power-of-two range, or float32 values. Each node defines one tensor of its own name.
+The arithmetic of every kind of node is that of the reference backend, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import fixed_point as fp
+
+ACTIVATIONS = ('identity', 'relu', 'relu6', 'leaky_relu')
+
+
+class GraphError(ValueError):
+    """A graph, or a node of it, that cannot be what it claims to be."""
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """What a tensor holds: codes with the range exponent, or float32 if ``exponent`` is None."""
+
+    exponent: int | None = None
+    signed: bool = True
+
+    @property
+    def is_codes(self) -> bool:
+        return self.exponent is not None
+
+    @property
+    def step_exponent(self) -> int:
+        """Exponent of the step between two codes."""
+        return fp.step_exponent(self.exponent, self.signed)
+
+    def __str__(self) -> str:
+        if not self.is_codes:
+            return 'float32'
+        return f'{"int8" if self.signed else "uint8"} 2^{self.exponent}'
+
+
+FLOAT = TensorType()
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A reference to the tensor ``name`` inside the arguments of a :class:`FloatCall`."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """Base of all nodes. ``name`` is also the name of the tensor that the node defines."""
+
+    name: str
+    type: TensorType
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the tensors that the node reads, in order."""
+        return tuple(getattr(self, f.name) for f in fields(self) if f.name in ('x', 'other'))
+
+
+@dataclass(frozen=True)
+class Input(Node):
+    """A float32 tensor from outside, ``(N, C, H, W)``."""
+
+
+@dataclass(frozen=True)
+class Quantize(Node):
+    """Float32 values to codes: ``saturate(round_half_even(x / step))``."""
+
+    x: str
+
+
+@dataclass(frozen=True)
+class Dequantize(Node):
+    """Codes to the float32 values they stand for."""
+
+    x: str
+
+
+@dataclass(frozen=True)
+class Requantize(Node):
+    """Codes of one range to codes of another, rounded half to even and saturated."""
+
+    x: str
+
+
+@dataclass(frozen=True)
+class Product(Node):
+    """What a convolution and a linear layer share: int32 sums and the float32 epilogue.
+
+    ``v = float32(acc) * multiplier[c]``; ``v += bias[c]``; the residual's values are added before
+    the activation or after it; the result is rounded to codes, or is ``v`` for a float32 type.
+
+    Attributes:
+        x: Codes read.
+        weight: Key of the int8 weight codes among the graph's constants.
+        exponents: Key of the int32 range exponents of the weights ``(channels,)``. Execution needs
+            only the multiplier, which contains them; exports and reports need them alone.
+        multiplier: Key of the float32 multipliers ``(channels,)``.
+        bias: Key of the float32 biases ``(channels,)``.
+        activation: One of :data:`ACTIVATIONS`.
+        slope: Factor of negative values in ``leaky_relu``.
+        residual: Codes added, or None.
+        residual_last: Whether the residual is added after the activation.
+    """
+
+    x: str
+    weight: str
+    exponents: str
+    multiplier: str
+    bias: str
+    activation: str = 'identity'
+    slope: float = 0.0
+    residual: str | None = None
+    residual_last: bool = False
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.x,) if self.residual is None else (self.x, self.residual)
+
+
+@dataclass(frozen=True)
+class Conv(Product):
+    """2-D convolution; padding with code 0. Weight codes ``(K, C / groups, R, S)``."""
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Linear(Product):
+    """Matrix product over the last axis. Weight codes ``(K, C)``."""
+
+
+@dataclass(frozen=True)
+class Add(Node):
+    """Sum of two code tensors' values in float32, activation, rounded to codes."""
+
+    x: str
+    other: str
+    activation: str = 'identity'
+    slope: float = 0.0
+
+
+@dataclass(frozen=True)
+class Concat(Node):
+    """Codes of several tensors of this node's type, side by side along the channels."""
+
+    tensors: tuple[str, ...]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.tensors
+
+
+@dataclass(frozen=True)
+class MaxPool(Node):
+    """Largest code of each window; the type is that of ``x``."""
+
+    x: str
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    ceil_mode: bool = False
+
+
+@dataclass(frozen=True)
+class Upsample(Node):
+    """Nearest neighbour, by a factor or to the height and width of ``like``; type of ``x``."""
+
+    x: str
+    scale: tuple[float, float] | None = None
+    like: str | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.x,) if self.like is None else (self.x, self.like)
+
+
+@dataclass(frozen=True)
+class FloatCall(Node):
+    """A step that int8 does not cover, run by PyTorch in float32 (part of a float island).
+
+    Attributes:
+        kind: ``'function'``, ``'method'``, ``'module'`` or ``'parameter'``.
+        target: Name of the function (a key of the table of allowed functions) or method, or the
+            path of the module or parameter in the detector.
+        args: Positional arguments, tensors as :class:`Ref`.
+        kwargs: Keyword arguments as sorted pairs.
+        reason: Why the step is not int8; empty for pure bookkeeping such as shapes.
+    """
+
+    kind: str
+    target: str
+    args: tuple[Any, ...] = ()
+    kwargs: tuple[tuple[str, Any], ...] = ()
+    reason: str = ''
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(ref.name for ref in iter_refs((self.args, self.kwargs))))
+
+
+NODE_KINDS: dict[str, type[Node]] = {
+    kind.__name__: kind
+    for kind in (
+        Input,
+        Quantize,
+        Dequantize,
+        Requantize,
+        Conv,
+        Linear,
+        Add,
+        Concat,
+        MaxPool,
+        Upsample,
+        FloatCall,
+    )
+}
+
+
+def iter_refs(tree: Any) -> Iterator[Ref]:
+    """Every :class:`Ref` in nested tuples, lists, dicts and slices."""
+    if isinstance(tree, Ref):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from iter_refs(item)
+    elif isinstance(tree, Mapping):
+        yield from iter_refs(list(tree.values()))
+    elif isinstance(tree, slice):
+        yield from iter_refs((tree.start, tree.stop, tree.step))
+
+
+def map_refs(tree: Any, function: Any) -> Any:
+    """``tree`` with every :class:`Ref` replaced by ``function(ref)``."""
+    if isinstance(tree, Ref):
+        return function(tree)
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(map_refs(item, function) for item in tree)
+    if isinstance(tree, Mapping):
+        return {key: map_refs(item, function) for key, item in tree.items()}
+    if isinstance(tree, slice):
+        return slice(*(map_refs(item, function) for item in (tree.start, tree.stop, tree.step)))
+    return tree
+
+
+@dataclass(frozen=True)
+class Int8Graph:
+    """Nodes in execution order, their constants, and the structure of the outputs.
+
+    Attributes:
+        nodes: Each node reads only tensors that earlier nodes define.
+        outputs: Nested tuples, lists and dicts with :class:`Ref` leaves.
+        constants: Weight codes (int8), their exponents (int32), multipliers and biases (float32)
+            by key.
+    """
+
+    nodes: tuple[Node, ...]
+    outputs: Any
+    constants: Mapping[str, Tensor] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    @property
+    def tensors(self) -> dict[str, TensorType]:
+        """Type of every tensor by name, in order of definition."""
+        return {node.name: node.type for node in self.nodes}
+
+    @property
+    def islands(self) -> dict[str, str]:
+        """Name and reason of every step that runs in float32."""
+        return {
+            node.name: node.reason
+            for node in self.nodes
+            if isinstance(node, FloatCall) and node.reason
+        }
+
+    def products(self) -> list[Product]:
+        """The convolutions and linear layers, in execution order."""
+        return [node for node in self.nodes if isinstance(node, Product)]
+
+
+def _check_product(node: Product, types: Mapping[str, TensorType], graph: Int8Graph) -> None:
+    for key, dtype in (
+        (node.weight, torch.int8),
+        (node.exponents, torch.int32),
+        (node.multiplier, torch.float32),
+        (node.bias, torch.float32),
+    ):
+        if key not in graph.constants:
+            raise GraphError(f'{node.name}: found no constant {key!r}, wanted one')
+        constant = graph.constants[key]
+        if constant.dtype != dtype:
+            raise GraphError(f'{node.name}: found {key!r} as {constant.dtype}, wanted {dtype}')
+    channels = graph.constants[node.weight].shape[0]
+    for key in (node.exponents, node.multiplier, node.bias):
+        if graph.constants[key].shape != (channels,):
+            raise GraphError(
+                f'{node.name}: found {key!r} of shape {tuple(graph.constants[key].shape)}, '
+                f'wanted ({channels},)'
+            )
+    axes = 4 if isinstance(node, Conv) else 2
+    if graph.constants[node.weight].dim() != axes:
+        raise GraphError(f'{node.name}: found a weight that has not {axes} axes')
+    if node.residual is not None and not types[node.residual].is_codes:
+        raise GraphError(f'{node.name}: found a float32 residual, wanted codes')
+
+
+def validate(graph: Int8Graph) -> None:
+    """Return if every node reads earlier tensors of the kind it can read.
+
+    Raises:
+        GraphError: naming the first node that does not.
+    """
+    types: dict[str, TensorType] = {}
+    for node in graph.nodes:
+        if node.name in types:
+            raise GraphError(f'{node.name}: found two tensors of this name, wanted one')
+        if node.type.is_codes:
+            try:
+                fp.check_exponent(node.type.exponent, node.name)
+            except ValueError as error:
+                raise GraphError(str(error)) from None
+        for name in node.inputs:
+            if name not in types:
+                raise GraphError(f'{node.name}: found input {name!r}, wanted an earlier tensor')
+        read = [types[name] for name in node.inputs]
+        if isinstance(node, (Input, FloatCall, Dequantize)) and node.type.is_codes:
+            raise GraphError(f'{node.name}: found codes as the result, wanted float32')
+        if isinstance(node, Quantize) and (read[0].is_codes or not node.type.is_codes):
+            raise GraphError(f'{node.name}: wanted float32 to codes')
+        if isinstance(node, (Product, Add, Dequantize, Requantize)) and not read[0].is_codes:
+            raise GraphError(f'{node.name}: found float32 input {node.inputs[0]!r}, wanted codes')
+        if isinstance(node, Add) and not read[1].is_codes:
+            raise GraphError(f'{node.name}: found float32 input {node.inputs[1]!r}, wanted codes')
+        if isinstance(node, (Add, Requantize)) and not node.type.is_codes:
+            raise GraphError(f'{node.name}: found float32 as the result, wanted codes')
+        if isinstance(node, (MaxPool, Upsample)) and read[0] != node.type:
+            raise GraphError(f'{node.name}: found type {read[0]}, wanted {node.type} as its input')
+        if isinstance(node, Concat) and any(kind != node.type for kind in read):
+            raise GraphError(f'{node.name}: found other types among its inputs than {node.type}')
+        if isinstance(node, (Product, Add)) and node.activation not in ACTIVATIONS:
+            raise GraphError(
+                f'{node.name}: found activation {node.activation!r}, wanted one of {ACTIVATIONS}'
+            )
+        if isinstance(node, Product):
+            _check_product(node, types, graph)
+        types[node.name] = node.type
+    for ref in iter_refs(graph.outputs):
+        if ref.name not in types:
+            raise GraphError(f'outputs: found {ref.name!r}, wanted a tensor of the graph')

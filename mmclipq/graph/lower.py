@@ -1,0 +1,274 @@
+"""Turns a traced, clipped detector part and calibration images into an ``Int8Graph``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .. import fixed_point as fp
+from ..calibration.observer import OctaveHistogram
+from ..calibration.range_search import activation_exponent, weight_exponents
+from . import ir, patterns
+from .capture import CaptureError, evaluating
+from .plan import PRODUCTS, Plan, Unit, make_plan, tied_groups
+
+
+class _Recorder(fx.Interpreter):
+    """Runs the traced part in float and adds every wanted tensor to its histogram."""
+
+    def __init__(self, module: fx.GraphModule, histograms: dict[fx.Node, OctaveHistogram]) -> None:
+        super().__init__(module)
+        self.histograms = histograms
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n in self.histograms:
+            self.histograms[n].update(result)
+        return result
+
+
+def collect(
+    module: fx.GraphModule, plan: Plan, images: Iterable[Tensor]
+) -> dict[Unit, OctaveHistogram]:
+    """Statistics of every tensor that becomes codes, over batches of preprocessed images.
+
+    Raises:
+        ValueError: if there is no image, or a tensor holds NaN or infinity.
+    """
+    histograms = {unit: OctaveHistogram(unit.path) for unit in plan.units if unit.wants_codes}
+    recorder = _Recorder(module, {unit.node: histograms[unit] for unit in histograms})
+    seen = 0
+    with torch.no_grad(), evaluating(module):
+        for batch in images:
+            seen += 1
+            recorder.run(batch)
+    if not seen:
+        raise ValueError('calibration: found no images, wanted at least one batch')
+    return histograms
+
+
+def choose_types(
+    plan: Plan, histograms: dict[Unit, OctaveHistogram], method: str
+) -> dict[Unit, ir.TensorType]:
+    """Range and sign of every tensor that becomes codes.
+
+    A layer's clip exponent bounds the tensor that it reads; where a residual or a float step reads
+    the same tensor, which training does not clip, the bound is kept by a requantization instead.
+    """
+    users = plan.users()
+    types: dict[Unit, ir.TensorType] = {}
+    for group in tied_groups(plan):
+        signed = not all(unit.non_negative for unit in group)
+        bounds: list[int | None] = []
+        for unit in group:
+            bounds += [_clip_bound(user, unit) for user in users[unit] if user not in group]
+            if any(plan.of_node.get(user, unit).kind == 'float' for user in unit.node.users):
+                bounds.append(None)
+        upper = None if not bounds or None in bounds else max(bounds)
+        members = [histograms[unit] for unit in group]
+        exponent = activation_exponent(members, signed, method, upper)
+        types.update(dict.fromkeys(group, ir.TensorType(exponent, signed)))
+    return types
+
+
+def _clip_bound(user: Unit, operand: Unit) -> int | None:
+    reads_as_input = user.kind in PRODUCTS and user.operands[0] is operand
+    return user.layer.input_exponent if reads_as_input else None
+
+
+@dataclass
+class _Emitter:
+    """Writes nodes; names tensors after layers so that reports and errors can be read."""
+
+    module: fx.GraphModule
+    plan: Plan
+    types: dict[Unit, ir.TensorType]
+    nodes: list[ir.Node] = field(default_factory=list)
+    constants: dict[str, Tensor] = field(default_factory=dict)
+    emitted: set[str] = field(default_factory=set)
+
+    def emit(self, node: ir.Node) -> str:
+        if node.name not in self.emitted:
+            self.emitted.add(node.name)
+            self.nodes.append(node)
+        return node.name
+
+    def type(self, unit: Unit) -> ir.TensorType:
+        return self.types.get(unit, ir.FLOAT)
+
+    def is_float(self, unit: Unit) -> bool:
+        """Whether the unit's own node gives float32, codes being made from it on demand."""
+        return unit.kind in ('float', 'input') or not unit.wants_codes
+
+    def codes(self, unit: Unit, bound: int | None = None) -> str:
+        """Name of the unit's codes, clipped to the range of ``bound``."""
+        name, kind = unit.path, self.types[unit]
+        if self.is_float(unit):
+            name = self.emit(ir.Quantize(f'{unit.path}.codes', kind, unit.path))
+        if bound is None or bound >= kind.exponent:
+            return name
+        clipped = ir.TensorType(bound, kind.signed)
+        return self.emit(ir.Requantize(f'{unit.path}.clip{bound}', clipped, name))
+
+    def values(self, unit: Unit) -> str:
+        """Name of the unit's float32 values."""
+        if self.is_float(unit):
+            return unit.path
+        return self.emit(ir.Dequantize(f'{unit.path}.float', ir.FLOAT, unit.path))
+
+    def run(self) -> ir.Int8Graph:
+        for unit in self.plan.units:
+            if unit.kind == 'input':
+                self.emit(ir.Input(unit.path, ir.FLOAT))
+            elif unit.kind == 'float':
+                self.emit(self.float_call(unit))
+            elif unit.kind in PRODUCTS:
+                self.emit(self.product(unit))
+            elif unit.kind == 'add':
+                codes = [self.codes(operand) for operand in unit.operands]
+                self.emit(ir.Add(unit.path, self.types[unit], *codes, **unit.options))
+            elif unit.kind == 'concat':
+                codes = tuple(self.codes(operand) for operand in unit.operands)
+                self.emit(ir.Concat(unit.path, self.types[unit], codes))
+            elif unit.kind == 'max_pool':
+                codes = self.codes(unit.operands[0])
+                self.emit(ir.MaxPool(unit.path, self.types[unit], codes, **unit.options))
+            else:
+                codes = self.codes(unit.operands[0])
+                like = None if unit.like is None else unit.like.path
+                self.emit(
+                    ir.Upsample(unit.path, self.types[unit], codes, like=like, **unit.options)
+                )
+        outputs = self.arguments(self.plan.output.args[0])
+        return ir.Int8Graph(tuple(self.nodes), outputs, self.constants)
+
+    def product(self, unit: Unit) -> ir.Product:
+        layer, path = unit.layer, unit.start.target
+        weight_key, exponents_key = f'{path}.weight', f'{path}.weight_exponents'
+        if weight_key not in self.constants:
+            weight = layer.weight.detach().cpu()
+            exponents = weight_exponents(weight, layer.weight_exponent, weight_key)
+            self.constants[exponents_key] = exponents
+            self.constants[weight_key] = fp.encode(weight, exponents, axis=0)
+        scale, shift = fold_norm(layer, unit.norm)
+        x = self.codes(unit.operands[0], layer.input_exponent)
+        x_type = next(node.type for node in reversed(self.nodes) if node.name == x)
+        exponents = fp.step_exponent(self.constants[exponents_key]) + x_type.step_exponent
+        steps = fp.power_of_two(exponents).double()
+        keys = {'multiplier': f'{unit.path}.multiplier', 'bias': f'{unit.path}.bias'}
+        self.constants[keys['multiplier']] = (steps * scale).float()
+        self.constants[keys['bias']] = shift.float()
+        for key in keys.values():
+            fp.check_finite(self.constants[key], key)
+        residual = self.codes(unit.operands[1]) if len(unit.operands) == 2 else None
+        keys |= {'weight': weight_key, 'exponents': exponents_key}
+        fields = {'x': x, 'residual': residual, **keys, **unit.options}
+        if unit.kind == 'linear':
+            return ir.Linear(unit.path, self.type(unit), **fields)
+        return ir.Conv(
+            unit.path,
+            self.type(unit),
+            **fields,
+            stride=tuple(layer.stride),
+            padding=patterns.same_padding(layer),
+            dilation=tuple(layer.dilation),
+            groups=layer.groups,
+        )
+
+    def float_call(self, unit: Unit) -> ir.FloatCall:
+        node = unit.node
+        if node.op == 'call_function':
+            if node.target not in patterns.FUNCTION_NAMES:
+                raise CaptureError(f'{unit.path}: found a call of {node.target}, wanted a function '
+                                   'that a float island may call')  # fmt: skip
+            kind, target = 'function', patterns.FUNCTION_NAMES[node.target]
+        elif node.op == 'call_method':
+            if node.target not in patterns.METHODS:
+                raise CaptureError(f'{unit.path}: found a call of method {node.target!r}, wanted a '
+                                   'method that a float island may call')  # fmt: skip
+            kind, target = 'method', node.target
+        else:
+            kind = {'call_module': 'module', 'get_attr': 'parameter'}[node.op]
+            target = node.target
+        shape_only = kind in ('function', 'method') and unit.options['reason'] == ''
+        args = self.arguments(node.args, shape_only)
+        kwargs = self.arguments(dict(node.kwargs), shape_only)
+        return ir.FloatCall(
+            unit.path,
+            ir.FLOAT,
+            kind,
+            target,
+            args,
+            tuple(sorted(kwargs.items())),
+            unit.options['reason'],
+        )
+
+    def arguments(self, tree: Any, shape_only: bool = False) -> Any:
+        """``tree`` of fx nodes as plain containers of :class:`ir.Ref`."""
+        if isinstance(tree, fx.Node):
+            node = tree
+            while node not in self.plan.of_node:
+                node = node.args[0]  # an identity
+            unit = self.plan.of_node[node]
+            return ir.Ref(unit.path if shape_only else self.values(unit))
+        if isinstance(tree, slice):
+            parts = (tree.start, tree.stop, tree.step)
+            return slice(*(self.arguments(part, shape_only) for part in parts))
+        if isinstance(tree, dict):
+            return {key: self.arguments(item, shape_only) for key, item in tree.items()}
+        if isinstance(tree, (tuple, list)):
+            items = [self.arguments(item, shape_only) for item in tree]
+            return tuple(items) if isinstance(tree, tuple) else items
+        return tree
+
+
+def fold_norm(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
+    """Scale and shift, float64 ``(channels,)``, that follow the product in evaluation mode.
+
+    The batch norm stays out of the weights: it only scales and shifts the int32 sums.
+    """
+    channels = layer.weight.shape[0]
+    bias = layer.bias
+    shift = torch.zeros(channels, dtype=torch.float64)
+    if bias is not None:
+        shift = bias.detach().double().cpu()
+    if norm is None:
+        return torch.ones(channels, dtype=torch.float64), shift
+    scale = 1 / torch.sqrt(norm.running_var.double().cpu() + norm.eps)
+    if norm.affine:
+        scale = scale * norm.weight.detach().double().cpu()
+    shift = (shift - norm.running_mean.double().cpu()) * scale
+    if norm.affine:
+        shift = shift + norm.bias.detach().double().cpu()
+    return scale, shift
+
+
+def lower(
+    module: fx.GraphModule,
+    images: Iterable[Tensor],
+    method: str = 'mse',
+    non_negative_input: bool = False,
+) -> ir.Int8Graph:
+    """The integer graph of a traced part whose plain layers are clipped ones.
+
+    Args:
+        module: From :func:`mmclipq.graph.capture.capture`.
+        images: Batches of preprocessed images, float32 ``(N, C, H, W)``.
+        method: How activation ranges are chosen, ``'mse'`` or ``'max'``.
+        non_negative_input: Whether no preprocessed pixel can be negative, which gives the image
+            uint8 codes.
+
+    Raises:
+        CaptureError: naming the step that can be neither int8 nor a float island.
+        ValueError: naming the layer with NaN weights, or values out of the range of exponents.
+    """
+    plan = make_plan(module, non_negative_input)
+    for unit in plan.units:
+        if unit.layer is not None:
+            fp.check_finite(unit.layer.weight, f'{unit.start.target}.weight')
+    histograms = collect(module, plan, images)
+    return _Emitter(module, plan, choose_types(plan, histograms, method)).run()

@@ -1,0 +1,230 @@
+"""Decides, before any number is known, which node of a traced graph becomes what.
+
+A *unit* is one node of the integer graph to be: a convolution with the batch norm, activation and
+residual that fuse into its epilogue, or a step that stands alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+from ..layers import ClipMixin
+from . import patterns
+
+PRODUCTS = ('conv', 'linear')
+SAME_TYPE = ('concat', 'max_pool', 'upsample')
+"""Units whose result has the codes of their operands, so that all share one range."""
+
+
+@dataclass(eq=False)
+class Unit:
+    """One node of the integer graph to be.
+
+    Attributes:
+        kind: ``input``, ``conv``, ``linear``, ``add``, ``concat``, ``max_pool``, ``upsample`` or
+            ``float``.
+        node: The fx node that computes the unit's result (the last one fused).
+        start: The first one; the same where nothing is fused.
+        operands: Units read; for a product the input first, then the residual if there is one.
+        like: Unit whose height and width an upsampling takes.
+        path: Layer path of a product, else the fx name.
+        layer, norm: The clipped layer and the batch norm fused into it.
+        options: Fields of the graph's node; ``reason`` for a float step.
+        non_negative: Whether no value can be below zero.
+        wants_codes: Whether anything reads the result as codes.
+    """
+
+    kind: str
+    node: fx.Node
+    operands: list[Unit] = field(default_factory=list)
+    like: Unit | None = None
+    path: str = ''
+    layer: ClipMixin | None = None
+    norm: nn.Module | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    non_negative: bool = False
+    wants_codes: bool = False
+
+    def __post_init__(self) -> None:
+        self.start = self.node
+
+
+@dataclass
+class Plan:
+    """Units in execution order, and the unit of every fx node that has one."""
+
+    units: list[Unit]
+    of_node: dict[fx.Node, Unit]
+    output: fx.Node
+
+    def users(self) -> dict[Unit, list[Unit]]:
+        """Units that read each unit's result as int8 codes."""
+        users: dict[Unit, list[Unit]] = {unit: [] for unit in self.units}
+        for unit in self.units:
+            for operand in unit.operands:
+                users[operand].append(unit)
+        return users
+
+
+class _Planner:
+    def __init__(self, module: fx.GraphModule, non_negative_input: bool) -> None:
+        self.modules = dict(module.named_modules(remove_duplicate=False))
+        self.ops = {node: patterns.read(node, self.modules) for node in module.graph.nodes}
+        self.order = {node: index for index, node in enumerate(module.graph.nodes)}
+        self.of_node: dict[fx.Node, Unit] = {}
+        self.names: dict[str, int] = {}
+        self.covered: set[fx.Node] = set()
+        self.non_negative_input = non_negative_input
+
+    def source(self, node: fx.Node) -> fx.Node:
+        """``node`` itself, or what an identity (dropout in evaluation, say) passes on."""
+        while self.ops[node].kind == 'identity':
+            node = self.ops[node].operands[0]
+        return node
+
+    def unique(self, path: str) -> str:
+        count = self.names[path] = self.names.get(path, 0) + 1
+        return path if count == 1 else f'{path}#{count}'
+
+    def only_user(self, node: fx.Node) -> fx.Node | None:
+        user = next(iter(node.users)) if len(node.users) == 1 else None
+        return user if user is not None and user.op != 'output' else None
+
+    def product(self, node: fx.Node) -> Unit:
+        """The unit that starts at a conv or linear, with the nodes after it that fuse."""
+        op = self.ops[node]
+        unit = Unit(op.kind, node, path=self.unique(node.target), layer=op.module)
+        unit.options = {'activation': 'identity', 'slope': 0.0, 'residual_last': False}
+        residual: fx.Node | None = None
+        while (user := self.only_user(unit.node)) is not None and user not in self.covered:
+            after = self.ops[user]
+            activated = unit.options['activation'] != 'identity'
+            if after.kind == 'identity':
+                pass
+            elif after.kind == 'norm' and unit.norm is None and not activated and residual is None:
+                unit.norm = after.module
+            elif after.kind == 'activation' and not activated:
+                unit.options.update(after.options)
+            elif after.kind == 'add' and residual is None and op.kind == 'conv':
+                others = [arg for arg in after.operands if arg is not unit.node]
+                if len(others) != 1:
+                    break
+                residual = others[0]
+                unit.options['residual_last'] = activated
+            else:
+                break
+            self.covered.add(user)
+            unit.node = user
+            if unit.options['residual_last']:
+                break
+        unit.operands = [op.operands[0]] + ([] if residual is None else [residual])
+        return unit
+
+    def stand_alone(self, node: fx.Node) -> Unit:
+        """The unit of an addition, concatenation, pooling or upsampling."""
+        op = self.ops[node]
+        unit = Unit(op.kind, node, list(op.operands), path=self.unique(node.name))
+        unit.options = dict(op.options)
+        if op.kind == 'upsample' and len(op.operands) == 2:
+            unit.like = unit.operands.pop()
+        user = self.only_user(node)
+        if op.kind == 'add' and user is not None and self.ops[user].kind == 'activation':
+            self.covered.add(user)
+            unit.options = dict(self.ops[user].options)
+            unit.node = user
+        return unit
+
+    def run(self, graph: fx.Graph) -> Plan:
+        """Units whose operands are fx nodes at first, resolved once all are known."""
+        units: list[Unit] = []
+        output = next(node for node in graph.nodes if node.op == 'output')
+        for node in graph.nodes:
+            if node in self.covered or node.op == 'output' or self.ops[node].kind == 'identity':
+                continue
+            op = self.ops[node]
+            if node.op == 'placeholder':
+                unit = Unit('input', node, path=self.unique(node.name))
+            elif op.kind in PRODUCTS:
+                unit = self.product(node)
+            elif op.kind in ('norm', 'activation'):
+                unit = self.float_unit(node, f'{node.name} follows no convolution that it fuses to')
+            elif op.kind == 'float':
+                unit = self.float_unit(node, dict(op.options)['reason'])
+            else:
+                unit = self.stand_alone(node)
+            units.append(unit)
+        # A fused unit stands where its last node stood: all its operands are defined by then.
+        units.sort(key=lambda unit: self.order[unit.node])
+        self.of_node = {unit.node: unit for unit in units}
+        for unit in units:
+            unit.operands = [self.of_node[self.source(arg)] for arg in unit.operands]
+            if unit.like is not None:
+                unit.like = self.of_node[self.source(unit.like)]
+        self.mark(units)
+        return Plan(units, self.of_node, output)
+
+    def float_unit(self, node: fx.Node, reason: str) -> Unit:
+        return Unit('float', node, path=self.unique(node.name), options={'reason': reason})
+
+    def mark(self, units: list[Unit]) -> None:
+        """Find who wants codes, turn the rest into float steps, then find the signs."""
+        for unit in reversed(list(units)):
+            if unit.kind in ('add', *SAME_TYPE) and not unit.wants_codes:
+                self.make_float(unit, units)
+            for operand in unit.operands:
+                operand.wants_codes = True
+        for unit in units:
+            unit.non_negative = self.cannot_be_negative(unit)
+
+    def make_float(self, unit: Unit, units: list[Unit]) -> None:
+        reason = f'{unit.path} is read by float steps only'
+        if unit.start is not unit.node:
+            before = self.float_unit(unit.start, reason)
+            units.insert(units.index(unit), before)
+            self.of_node[unit.start] = before
+        unit.kind, unit.options, unit.operands, unit.like = 'float', {'reason': reason}, [], None
+
+    def cannot_be_negative(self, unit: Unit) -> bool:
+        if unit.kind == 'input':
+            return self.non_negative_input
+        if unit.kind == 'float':
+            return patterns.is_non_negative(unit.node, self.modules)
+        if unit.kind in SAME_TYPE:
+            return all(operand.non_negative for operand in unit.operands)
+        rectified = unit.options.get('activation') in ('relu', 'relu6')
+        if unit.kind == 'add':
+            return rectified or all(operand.non_negative for operand in unit.operands)
+        if len(unit.operands) == 2 and unit.options['residual_last']:
+            return rectified and unit.operands[1].non_negative
+        return rectified
+
+
+def make_plan(module: fx.GraphModule, non_negative_input: bool = False) -> Plan:
+    """Plan for a traced module whose layers are clipped (:func:`mmclipq.prepare_model`)."""
+    return _Planner(module, non_negative_input).run(module.graph)
+
+
+def tied_groups(plan: Plan) -> Iterator[list[Unit]]:
+    """Units whose codes must share one range and sign, in order of their first member."""
+    leader: dict[Unit, Unit] = {unit: unit for unit in plan.units}
+
+    def find(unit: Unit) -> Unit:
+        while leader[unit] is not unit:
+            unit = leader[unit]
+        return unit
+
+    for unit in plan.units:
+        if unit.kind in SAME_TYPE:
+            for operand in unit.operands:
+                first, second = find(operand), find(unit)
+                if first is not second:
+                    leader[second] = first
+    groups: dict[Unit, list[Unit]] = {}
+    for unit in plan.units:
+        if unit.wants_codes:
+            groups.setdefault(find(unit), []).append(unit)
+    yield from groups.values()

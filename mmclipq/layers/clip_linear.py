@@ -1,0 +1,82 @@
+"""Linear that clips its input and weights (eq. 14 and 15 of the paper)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from ..registry import MODELS
+from .clip_mixin import ClipMixin, limit, limit_backward
+
+
+class _ClipLinear(torch.autograd.Function):
+    """Saves the unclipped input, which the activation before it keeps alive anyway."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, exponents, rounded):
+        ctx.save_for_backward(x, weight)
+        ctx.exponents, ctx.rounded = exponents, rounded
+        return F.linear(limit(x, exponents[0], rounded), limit(weight, exponents[1], rounded), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        rows = grad.flatten(0, -2)
+        if ctx.needs_input_grad[0]:
+            grad_x = grad @ limit(weight, ctx.exponents[1], ctx.rounded)
+            grad_x = limit_backward(grad_x, x, ctx.exponents[0])
+        if ctx.needs_input_grad[1]:
+            clipped = limit(x, ctx.exponents[0], ctx.rounded)
+            grad_weight = rows.t() @ clipped.flatten(0, -2)
+            grad_weight = limit_backward(grad_weight, weight, ctx.exponents[1])
+        if ctx.needs_input_grad[2]:
+            grad_bias = rows.sum(0)
+        return grad_x, grad_weight, grad_bias, None, None
+
+
+@MODELS.register_module()
+class ClipLinear(ClipMixin, nn.Linear):
+    """``y = clip(x) @ clip(weight).T + bias`` in float; gradients are 0 outside the ranges.
+
+    Args:
+        input_range: Half width of the input range, a power of two, or ``'auto'``.
+        weight_range: The same for the weights.
+        round: Also round both to the fixed-point grid, straight through.
+        *args, **kwargs: Those of :class:`torch.nn.Linear`.
+    """
+
+    _stock_class = None
+
+    def __init__(
+        self,
+        *args: Any,
+        input_range: float | str = 'auto',
+        weight_range: float | str = 'auto',
+        round: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.set_clip(input_range, weight_range, round)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float tensor ``(*, in_features)`` to ``(*, out_features)``."""
+        self._observe(x)
+        weight, bias = self.weight, self.bias
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight = x.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        exponents = self.input_exponent, self.weight_exponent
+        with torch.autocast(x.device.type, enabled=False):
+            if x.dim() == 1:
+                return _ClipLinear.apply(x[None], weight, bias, exponents, self.rounded)[0]
+            return _ClipLinear.apply(x, weight, bias, exponents, self.rounded)
+
+    def extra_repr(self) -> str:
+        return f'{super().extra_repr()}, {self.clip_repr()}'

@@ -1,0 +1,3 @@
+from .lq_loss import LqLoss
+
+__all__ = ['LqLoss']

@@ -1,0 +1,81 @@
+"""The Lq loss, which pulls weights onto the fixed-point grid (eq. 20 to 23 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ... import fixed_point as fp
+from ...layers import ClipMixin
+from ...registry import MODELS
+
+TARGETS = ('grid', 'clip')
+
+
+def lq_target(weight: Tensor, exponent: int, target: str) -> Tensor:
+    """``C(w)``: the nearest fixed-point value (``'grid'``) or the clipped weight (``'clip'``)."""
+    return fp.quantize(weight, exponent) if target == 'grid' else fp.clip(weight, exponent)
+
+
+class _SquaredDistance(torch.autograd.Function):
+    """``sum((w - C(w))**2)`` with ``C(w)`` constant; recomputes ``C(w)`` rather than keep it."""
+
+    @staticmethod
+    def forward(ctx, weight, exponent, target):
+        ctx.save_for_backward(weight)
+        ctx.arguments = exponent, target
+        return (weight - lq_target(weight, exponent, target)).square_().sum()
+
+    @staticmethod
+    def backward(ctx, grad):
+        (weight,) = ctx.saved_tensors
+        return (weight - lq_target(weight, *ctx.arguments)).mul_(2 * grad), None, None
+
+
+@MODELS.register_module()
+class LqLoss(nn.Module):
+    """``loss_weight * sum((w - C(w))**2)`` over the weights of all clipped layers.
+
+    Args:
+        loss_weight: The paper's lambda; eq. 23 has 1.
+        target: ``'grid'`` pulls to the nearest fixed-point value of the layer's range (Fig. 6),
+            ``'clip'`` only back into the range.
+        warmup_iters: Iterations over which the weight grows linearly from zero.
+
+    Raises:
+        ValueError: if ``target`` is unknown or a number is negative.
+    """
+
+    def __init__(
+        self, loss_weight: float = 1.0, target: str = 'grid', warmup_iters: int = 0
+    ) -> None:
+        super().__init__()
+        if target not in TARGETS:
+            raise ValueError(f'LqLoss: found target {target!r}, wanted one of {TARGETS}')
+        if loss_weight < 0 or warmup_iters < 0:
+            raise ValueError(
+                f'LqLoss: found loss_weight={loss_weight}, warmup_iters={warmup_iters}, '
+                'wanted numbers that are not negative'
+            )
+        self.loss_weight = loss_weight
+        self.target = target
+        self.warmup_iters = warmup_iters
+
+    def factor(self, iteration: int) -> float:
+        """``loss_weight`` at the 0-based ``iteration``, warm-up included."""
+        if iteration >= self.warmup_iters:
+            return self.loss_weight
+        return self.loss_weight * (iteration + 1) / (self.warmup_iters + 1)
+
+    def forward(self, layers: Iterable[ClipMixin], iteration: int = 0) -> Tensor:
+        """Scalar loss over the layers that train and whose weight range is known."""
+        distances = [
+            _SquaredDistance.apply(layer.weight, layer.weight_exponent, self.target)
+            for layer in layers
+            if layer.weight_exponent is not None and layer.weight.requires_grad
+        ]
+        if not distances:
+            return torch.zeros(())
+        return torch.stack(distances).sum() * self.factor(iteration)

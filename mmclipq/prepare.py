@@ -1,0 +1,253 @@
+"""Turns the layers of any built detector into clipped ones, in place, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from mmcv.cnn.bricks import wrappers
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from .calibration.observer import OctaveHistogram
+from .layers import ClipConv, ClipLinear, ClipMixin
+
+CLIPPED_CLASSES: dict[type[nn.Module], type[ClipMixin]] = {
+    nn.Conv2d: ClipConv,
+    wrappers.Conv2d: ClipConv,
+    nn.Linear: ClipLinear,
+    wrappers.Linear: ClipLinear,
+}
+"""Layer classes that are swapped. The match is exact: a subclass may compute something else."""
+
+PREDICTION_LAYERS = (
+    '*.convs_pred.*',
+    '*_cls',
+    '*_reg',
+    '*.fc_cls',
+    '*.fc_reg',
+    '*.conv_cls',
+    '*.conv_reg',
+    '*.conv_centerness',
+    '*_centerness',
+    '*.cls_convs.?',
+    '*.reg_convs.?',
+    '*.multi_level_conv_*.?',
+)
+"""Names that MMDetection gives to the layers whose outputs are the predictions."""
+
+_OPTIONS = {'input_range', 'weight_range', 'round', 'skip'}
+
+
+@dataclass
+class PrepareReport:
+    """What :func:`prepare_model` did.
+
+    Attributes:
+        clipped: Names of the layers that are clipped now, in registration order.
+        left: Name and reason of every layer with weights that stays as it is.
+    """
+
+    clipped: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f'{len(self.clipped)} layers clipped, {len(self.left)} left as they are']
+        lines += [f'  {name}: {reason}' for name, reason in self.left.items()]
+        return '\n'.join(lines)
+
+
+def clip_layers(model: nn.Module) -> Iterator[tuple[str, ClipMixin]]:
+    """Name and layer of every clipped layer, a shared layer once, in registration order."""
+    for name, module in model.named_modules():
+        if isinstance(module, ClipMixin):
+            yield name, module
+
+
+def _reason_to_leave(module: nn.Module, owner: nn.Module | None) -> str | None:
+    """Why ``module`` stays in float; None if it is clipped or has no weight matrix."""
+    if type(module) in CLIPPED_CLASSES or isinstance(module, ClipMixin):
+        return None
+    weight = module._parameters.get('weight')
+    if isinstance(owner, nn.MultiheadAttention) or isinstance(
+        module, NonDynamicallyQuantizableLinear
+    ):
+        return 'its attention block reads the weight without calling the layer'
+    if weight is None or weight.dim() < 2:
+        return None
+    kind = type(module).__name__
+    if 'DeformConv' in kind:
+        return f'{kind} samples its input at learned offsets, which no int8 convolution does'
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return f'{kind} is a transposed convolution'
+    return f'{kind} is no plain Conv2d or Linear'
+
+
+def _check_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    unknown = set(options) - _OPTIONS
+    if unknown:
+        raise ValueError(f'{where}: found {sorted(unknown)}, wanted options of {sorted(_OPTIONS)}')
+    return dict(options)
+
+
+def layer_options(
+    names: Sequence[str],
+    rules: Sequence[Mapping[str, Any]] = (),
+    first_layer: Mapping[str, Any] | None = None,
+    last_layer: Mapping[str, Any] | None = None,
+    **defaults: Any,
+) -> dict[str, dict[str, Any]]:
+    """Options of each named layer: defaults, then first/last layer, then ``rules`` in order.
+
+    Raises:
+        ValueError: for an unknown option, or a pattern that matches no layer.
+    """
+    options = {name: _check_options(defaults, 'clipq') for name in names}
+    if first_layer is not None and names:
+        options[names[0]].update(_check_options(first_layer, 'first_layer'))
+    if last_layer is not None:
+        last = [n for n in names if any(fnmatchcase(n, p) for p in PREDICTION_LAYERS)]
+        if not last:
+            raise ValueError(
+                'last_layer: found no layer with a prediction name that MMDetection uses, '
+                'wanted one; write a rule with a pattern instead'
+            )
+        for name in last:
+            options[name].update(_check_options(last_layer, 'last_layer'))
+    for rule in rules:
+        rule = dict(rule)
+        pattern = rule.pop('pattern', None)
+        if not isinstance(pattern, str):
+            raise ValueError(f"rules: found {rule} without 'pattern', wanted a layer-name pattern")
+        matched = [name for name in names if fnmatchcase(name, pattern)]
+        if not matched:
+            raise ValueError(
+                f'rules: found no layer named like {pattern!r}, wanted at least one; '
+                f'names look like {list(names[:3])}'
+            )
+        for name in matched:
+            options[name].update(_check_options(rule, f'rule {pattern!r}'))
+    return options
+
+
+def prepare_model(
+    model: nn.Module,
+    input_range: float | str = 'auto',
+    weight_range: float | str = 'auto',
+    round: bool = False,
+    rules: Sequence[Mapping[str, Any]] = (),
+    first_layer: Mapping[str, Any] | None = None,
+    last_layer: Mapping[str, Any] | None = None,
+) -> PrepareReport:
+    """Swap every plain conv and linear of ``model`` for its clipped twin, in place.
+
+    The layers stay the same objects with the same Parameters, hooks and state-dict keys; only
+    their class changes, so layers shared between pyramid levels stay shared and an optimizer or
+    a DDP wrapper made before keeps working. :func:`restore_model` undoes it.
+
+    Args:
+        model: Any detector, built, on any device.
+        input_range: Half width of the input ranges, a power of two, or ``'auto'``.
+        weight_range: The same for the weights.
+        round: Also round to the grid while training, straight through.
+        rules: Dicts with a layer-name ``pattern`` (shell style, ``'neck.*'``) and any of
+            ``input_range``, ``weight_range``, ``round``, ``skip=True``; later rules win.
+        first_layer: Options of the first layer in registration order.
+        last_layer: Options of the layers named in :data:`PREDICTION_LAYERS`.
+
+    Raises:
+        ValueError: for a range that is no power of two, an unknown option, a pattern without a
+            match, or a model without any layer to clip. The model is then unchanged.
+    """
+    report = PrepareReport()
+    candidates: dict[str, nn.Module] = {}
+    owners = {id(child): module for module in model.modules() for child in module.children()}
+    for name, module in model.named_modules():
+        reason = _reason_to_leave(module, owners.get(id(module)))
+        if reason is not None:
+            report.left[name] = reason
+        elif type(module) in CLIPPED_CLASSES or isinstance(module, ClipMixin):
+            candidates[name] = module
+    if not candidates:
+        raise ValueError(
+            f'{type(model).__name__}: found no plain Conv2d or Linear, wanted at least one to clip'
+        )
+    options = layer_options(
+        list(candidates),
+        rules,
+        first_layer,
+        last_layer,
+        input_range=input_range,
+        weight_range=weight_range,
+        round=round,
+    )
+    for name, module in candidates.items():
+        if isinstance(module, ClipMixin):
+            # Built or prepared as a clipped layer: its own ranges stand.
+            report.clipped.append(name)
+        elif options[name].pop('skip', False):
+            report.left[name] = 'skipped by a rule'
+        else:
+            CLIPPED_CLASSES[type(module)].adopt(module, **options[name])
+            report.clipped.append(name)
+    return report
+
+
+def restore_model(model: nn.Module) -> None:
+    """Undo :func:`prepare_model`: every layer is of its stock class again."""
+    for _, layer in list(clip_layers(model)):
+        layer.release()
+
+
+def ranges_state(model: nn.Module) -> dict[str, tuple[int | None, int | None]]:
+    """Input and weight exponent of every clipped layer by name, None where still open."""
+    return {
+        name: (layer.input_exponent, layer.weight_exponent) for name, layer in clip_layers(model)
+    }
+
+
+def load_ranges_state(model: nn.Module, state: Mapping[str, tuple[int | None, int | None]]) -> None:
+    """Set the exponents that :func:`ranges_state` returned.
+
+    Raises:
+        ValueError: if the layer names differ.
+    """
+    layers = dict(clip_layers(model))
+    if layers.keys() != state.keys():
+        odd = sorted(layers.keys() ^ state.keys())
+        raise ValueError(
+            f'found clip ranges for other layers than the model has: {odd[:3]} '
+            f'({len(odd)} in all); wanted the same clipq rules as in training'
+        )
+    for name, (input_exponent, weight_exponent) in state.items():
+        layers[name].input_exponent = input_exponent
+        layers[name].weight_exponent = weight_exponent
+
+
+def find_weight_ranges(model: nn.Module) -> None:
+    """Set every open weight range to the power of two that holds the current weights."""
+    for name, layer in clip_layers(model):
+        layer.find_weight_range(f'{name}.weight')
+
+
+def start_input_observation(model: nn.Module) -> int:
+    """Let every layer with an open input range collect its inputs; returns how many do."""
+    open_layers = [(n, layer) for n, layer in clip_layers(model) if layer.input_exponent is None]
+    for name, layer in open_layers:
+        layer.observer = OctaveHistogram(f'input of {name}')
+    return len(open_layers)
+
+
+def finish_input_observation(model: nn.Module, percentile: float) -> None:
+    """Set the open input ranges from what was collected, the same on every rank.
+
+    A layer that no batch reached keeps its open range, which means that it does not clip.
+    """
+    for _, layer in clip_layers(model):
+        if layer.observer is not None:
+            layer.observer.all_reduce()
+            if layer.observer.count:
+                layer.input_exponent = layer.observer.percentile_exponent(percentile)
+            layer.observer = None

@@ -1,0 +1,3 @@
+"""The package version, also written into every artifact."""
+
+__version__ = '0.1.0'

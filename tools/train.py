@@ -1,0 +1,14 @@
+#!/usr/bin/env python
+"""MMDetection's own ``tools/train.py``, same flags, with mmclipq imported.
+
+The import makes ``mmclipq::`` bases resolve and MMEngine's checkpoints load on a current PyTorch.
+"""
+
+import torch
+
+from mmclipq.apis.mmdet_tools import run_mmdet_tool
+
+if __name__ == '__main__':
+    # Fresh deep networks meet denormal numbers, on which a CPU is several times slower.
+    torch.set_flush_denormal(True)
+    run_mmdet_tool('train')
