@@ -31,7 +31,9 @@ def enable() -> None:
     from mmengine.config import utils as config_utils
     from mmengine.logging.history_buffer import HistoryBuffer
 
-    config_utils.MODULE2PACKAGE.setdefault('mmclipq', 'mmclipq')
+    # MMEngine looks for a distribution's folder, which an editable install does not have, but
+    # falls back to the folder of a module if no distribution has that name.
+    config_utils.MODULE2PACKAGE.setdefault('mmclipq', 'mmclipq.version')
     if not hasattr(torch.serialization, 'add_safe_globals'):
         return
     HistoryBuffer()  # fills the class's table of statistics

@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from .errors import ClipQError
+
 EXPONENT_MIN = -40
 """Smallest exponent; products of two steps and a batch-norm scale stay normal float32 numbers."""
 EXPONENT_MAX = 40
@@ -23,12 +25,12 @@ def check_exponent(exponent: int, name: str = 'exponent') -> int:
     """``exponent`` itself, once it is known to be an integer within the supported limits.
 
     Raises:
-        ValueError: if it is no integer or outside ``[EXPONENT_MIN, EXPONENT_MAX]``.
+        ClipQError: if it is no integer or outside ``[EXPONENT_MIN, EXPONENT_MAX]``.
     """
     if isinstance(exponent, bool) or int(exponent) != exponent:
-        raise ValueError(f'{name}: found {exponent!r}, wanted an integer exponent of two')
+        raise ClipQError(f'{name}: found {exponent!r}, wanted an integer exponent of two')
     if not EXPONENT_MIN <= exponent <= EXPONENT_MAX:
-        raise ValueError(
+        raise ClipQError(
             f'{name}: found exponent {exponent}, '
             f'wanted one from {EXPONENT_MIN} to {EXPONENT_MAX}; scale the tensor'
         )
@@ -39,11 +41,11 @@ def check_finite(x: Tensor, name: str) -> None:
     """Return if every value of ``x`` is finite.
 
     Raises:
-        ValueError: naming ``name`` and counting its NaN and infinite values.
+        ClipQError: naming ``name`` and counting its NaN and infinite values.
     """
     if not bool(torch.isfinite(x).all()):
         nan, inf = int(x.isnan().sum()), int(x.isinf().sum())
-        raise ValueError(
+        raise ClipQError(
             f'{name}: found {nan} NaN and {inf} infinite of {x.numel()} values, '
             'wanted finite values only; check the checkpoint'
         )
@@ -80,16 +82,16 @@ def range_exponent(limit: float, name: str = 'range') -> int:
     -3
 
     Raises:
-        ValueError: if ``limit`` is no positive power of two or its exponent is out of range.
+        ClipQError: if ``limit`` is no positive power of two or its exponent is out of range.
     """
     limit = float(limit)
     if not (limit > 0 and math.isfinite(limit)):
-        raise ValueError(
+        raise ClipQError(
             f'{name}: found {limit}, wanted a positive power of two such as 8 or 0.125'
         )
     mantissa, exponent = math.frexp(limit)
     if mantissa != 0.5:
-        raise ValueError(
+        raise ClipQError(
             f'{name}: found {limit:g}, wanted a power of two; '
             f'the nearest are {math.ldexp(0.5, exponent):g} and {math.ldexp(1.0, exponent):g}'
         )
@@ -129,7 +131,7 @@ def _scale(exponent: int | Tensor, signed: bool, axis: int | None, x: Tensor) ->
         return math.ldexp(1.0, -step_exponent(int(exponent), signed))
     scale = power_of_two(-step_exponent(exponent.to(x.device), signed))
     if scale.shape != (x.shape[axis],):
-        raise ValueError(
+        raise ClipQError(
             f'found {tuple(scale.shape)} exponents for axis {axis} of a tensor of shape '
             f'{tuple(x.shape)}, wanted one for each of its {x.shape[axis]} channels'
         )
@@ -158,7 +160,7 @@ def encode(
         int8 or uint8 tensor of the shape of ``x``.
 
     Raises:
-        ValueError: if ``x`` holds NaN or infinity, or the exponents do not fit ``axis``.
+        ClipQError: if ``x`` holds NaN or infinity, or the exponents do not fit ``axis``.
     """
     check_finite(x, name)
     low, high = code_range(signed)

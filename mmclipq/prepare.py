@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .calibration.observer import OctaveHistogram
+from .errors import ClipQError
 from .layers import ClipConv, ClipLinear, ClipMixin
 
 CLIPPED_CLASSES: dict[type[nn.Module], type[ClipMixin]] = {
@@ -88,7 +89,7 @@ def _reason_to_leave(module: nn.Module, owner: nn.Module | None) -> str | None:
 def _check_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
     unknown = set(options) - _OPTIONS
     if unknown:
-        raise ValueError(f'{where}: found {sorted(unknown)}, wanted options of {sorted(_OPTIONS)}')
+        raise ClipQError(f'{where}: found {sorted(unknown)}, wanted options of {sorted(_OPTIONS)}')
     return dict(options)
 
 
@@ -102,7 +103,7 @@ def layer_options(
     """Options of each named layer: defaults, then first/last layer, then ``rules`` in order.
 
     Raises:
-        ValueError: for an unknown option, or a pattern that matches no layer.
+        ClipQError: for an unknown option, or a pattern that matches no layer.
     """
     options = {name: _check_options(defaults, 'clipq') for name in names}
     if first_layer is not None and names:
@@ -110,7 +111,7 @@ def layer_options(
     if last_layer is not None:
         last = [n for n in names if any(fnmatchcase(n, p) for p in PREDICTION_LAYERS)]
         if not last:
-            raise ValueError(
+            raise ClipQError(
                 'last_layer: found no layer with a prediction name that MMDetection uses, '
                 'wanted one; write a rule with a pattern instead'
             )
@@ -120,10 +121,10 @@ def layer_options(
         rule = dict(rule)
         pattern = rule.pop('pattern', None)
         if not isinstance(pattern, str):
-            raise ValueError(f"rules: found {rule} without 'pattern', wanted a layer-name pattern")
+            raise ClipQError(f"rules: found {rule} without 'pattern', wanted a layer-name pattern")
         matched = [name for name in names if fnmatchcase(name, pattern)]
         if not matched:
-            raise ValueError(
+            raise ClipQError(
                 f'rules: found no layer named like {pattern!r}, wanted at least one; '
                 f'names look like {list(names[:3])}'
             )
@@ -158,7 +159,7 @@ def prepare_model(
         last_layer: Options of the layers named in :data:`PREDICTION_LAYERS`.
 
     Raises:
-        ValueError: for a range that is no power of two, an unknown option, a pattern without a
+        ClipQError: for a range that is no power of two, an unknown option, a pattern without a
             match, or a model without any layer to clip. The model is then unchanged.
     """
     report = PrepareReport()
@@ -171,7 +172,7 @@ def prepare_model(
         elif type(module) in CLIPPED_CLASSES or isinstance(module, ClipMixin):
             candidates[name] = module
     if not candidates:
-        raise ValueError(
+        raise ClipQError(
             f'{type(model).__name__}: found no plain Conv2d or Linear, wanted at least one to clip'
         )
     options = layer_options(
@@ -212,12 +213,12 @@ def load_ranges_state(model: nn.Module, state: Mapping[str, tuple[int | None, in
     """Set the exponents that :func:`ranges_state` returned.
 
     Raises:
-        ValueError: if the layer names differ.
+        ClipQError: if the layer names differ.
     """
     layers = dict(clip_layers(model))
     if layers.keys() != state.keys():
         odd = sorted(layers.keys() ^ state.keys())
-        raise ValueError(
+        raise ClipQError(
             f'found clip ranges for other layers than the model has: {odd[:3]} '
             f'({len(odd)} in all); wanted the same clipq rules as in training'
         )

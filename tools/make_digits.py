@@ -9,6 +9,8 @@ options give the same bytes.
 """
 
 import argparse
+import contextlib
+import functools
 import json
 import shutil
 import sys
@@ -153,14 +155,14 @@ def paste(image: np.ndarray, mask: np.ndarray, box: Box, rng: np.random.Generato
 def make_image(
     source: Source, width: int, height: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[Box]]:
-    """One image with two to seven digits, and their boxes."""
+    """One image with four to nine digits, and their boxes."""
     photo = source.photos[rng.integers(len(source.photos))]
     image = make_background(photo, width, height, rng)
     boxes: list[Box] = []
     short = min(width, height)
-    for _ in range(rng.integers(2, 8)):
+    for _ in range(rng.integers(4, 10)):
         index = rng.integers(len(source.labels))
-        tall = int(np.exp(rng.uniform(np.log(0.13), np.log(0.45))) * short)
+        tall = int(np.exp(rng.uniform(np.log(0.13), np.log(0.4))) * short)
         mask = make_mask(source.glyphs[index], tall, rng)
         h, w = mask.shape
         for _ in range(20):
@@ -199,13 +201,10 @@ def write_split(split: str, source: Source, root: Path, options: dict[str, Any])
     stems = [f'{split}_{index:05d}' for index in range(options[split])]
     for index, stem in enumerate(tqdm(stems, desc=split, unit='image', disable=None)):
         # A generator for each image: the first images do not depend on how many follow.
-        seeds = [options['seed'], SPLITS.index(split), index]
-        rng = np.random.Generator(np.random.PCG64(seeds))
+        rng = np.random.Generator(np.random.PCG64([options['seed'], SPLITS.index(split), index]))
         pixels, boxes = make_image(source, width, height, rng)
         name = f'{stem}.jpg'
-        done, data = cv2.imencode('.jpg', pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])
-        if not done:
-            raise DigitsError(f'OpenCV could not encode {name}.')
+        data = cv2.imencode('.jpg', pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
         (root / 'JPEGImages' / name).write_bytes(data.tobytes())
         xml = voc_xml(name, width, height, boxes)
         (root / 'Annotations' / f'{stem}.xml').write_text(xml, encoding='utf-8')
@@ -216,30 +215,20 @@ def write_split(split: str, source: Source, root: Path, options: dict[str, Any])
             coco['annotations'].append(item)
     coco['categories'] = [{'id': label + 1, 'name': name} for label, name in enumerate(CLASSES)]
     write_json(root / 'annotations' / f'instances_{split}.json', coco)
-    lists = {'train': ('train', 'trainval'), 'val': ('val', 'test', 'trainval')}
-    for name in lists[split]:
+    for name in (split, 'trainval') if split == 'train' else (split, 'test', 'trainval'):
         with open(root / 'ImageSets' / 'Main' / f'{name}.txt', 'a', encoding='utf-8') as file:
             file.writelines(f'{stem}\n' for stem in stems)
 
 
-def read_manifest(root: Path) -> dict[str, Any] | None:
-    """The options that the data set in the folder was made with; None where there is no such."""
-    try:
-        content = json.loads((root / MANIFEST).read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
 def check_folder(out: Path, options: dict[str, Any], force: bool) -> bool:
     """Whether there is something to make; an error where the folder must not be touched."""
-    if out.exists() and not out.is_dir():
-        raise DigitsError(f'{out} is a file, not a folder.')
-    if not out.is_dir() or not any(out.iterdir()):
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return True
-    found = read_manifest(out)
-    if found is None:
-        raise DigitsError(f'{out} holds other files: choose a new or an empty folder.')
+    found = None
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((out / MANIFEST).read_text(encoding='utf-8'))
+    if not isinstance(found, dict) or found.keys() != options.keys():
+        raise DigitsError(f'{out} is not a digits data set: choose a new or an empty folder.')
     if found != options and not force:
         raise DigitsError(
             f'{out} holds a digits data set made with other options: '
@@ -285,13 +274,12 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         description='Make a detection data set of handwritten digits on photographs.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument('--out', type=Path, default=Path('data/digits'), help='folder to make')
-    parser.add_argument(
-        '--size', type=int, nargs=2, default=(192, 192), metavar=('W', 'H'), help='of the images'
-    )
-    parser.add_argument('--train', type=int, default=800, metavar='N', help='training images')
-    parser.add_argument('--val', type=int, default=100, metavar='N', help='validation images')
-    parser.add_argument('--seed', type=int, default=0, help='of the random choices')
+    add = functools.partial(parser.add_argument, type=int)
+    add('--out', type=Path, default=Path('data/digits'), help='folder to make')
+    add('--size', nargs=2, default=(192, 192), metavar=('W', 'H'), help='of the images')
+    add('--train', default=800, metavar='N', help='training images')
+    add('--val', default=100, metavar='N', help='validation images')
+    add('--seed', default=0, help='of the random choices')
     parser.add_argument(
         '--force', action='store_true', help='replace a digits data set made with other options'
     )

@@ -18,11 +18,12 @@ model = dict(
         out_channels=[96, 64, 48],
         anchor_generator=dict(
             base_sizes=[
-                [(34, 64), (44, 69), (56, 80)],
-                [(26, 37), (27, 47), (36, 51)],
-                [(15, 28), (21, 29), (20, 38)],
+                [(28, 54), (37, 62), (48, 69)],
+                [(23, 34), (25, 42), (33, 47)],
+                [(14, 27), (18, 28), (18, 36)],
             ]
         ),
+        loss_cls=dict(loss_weight=2.0),
     ),
 )
 
@@ -69,7 +70,7 @@ val_evaluator = dict(ann_file=data_root + '/annotations/instances_val.json')
 test_evaluator = val_evaluator
 
 optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='AdamW', lr=2e-3, weight_decay=0.0005),
+    optimizer=dict(_delete_=True, type='AdamW', lr=4e-3, weight_decay=0.0005),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=50),

@@ -4,21 +4,51 @@ from __future__ import annotations
 
 import runpy
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import mmdet
+from ..errors import ClipQError
 
 
-def run_mmdet_tool(name: str) -> None:
-    """Run mmdet's ``tools/<name>.py`` with the arguments of this process.
+@contextmanager
+def one_sentence_errors() -> Iterator[None]:
+    """Ends the process with the sentence of a :class:`ClipQError` instead of a traceback."""
+    try:
+        yield
+    except ClipQError as error:
+        sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        sys.exit('interrupted; nothing half-written was left')
+
+
+def check_file(path: str, wanted: str) -> None:
+    """Return if ``path`` is a file.
 
     Raises:
-        SystemExit: with one sentence, if the config or checkpoint does not exist or mmdet was
-            installed without its tools.
+        ClipQError: naming the path and what was wanted.
     """
-    tool = Path(mmdet.__file__).parent / '.mim' / 'tools' / f'{name}.py'
-    if not tool.is_file():
-        tool = Path(mmdet.__file__).parents[1] / 'tools' / f'{name}.py'
-    if not tool.is_file():
-        sys.exit(f'found no tools/{name}.py in mmdet {mmdet.__version__}; install mmdet from PyPI')
+    if not Path(path).is_file():
+        raise ClipQError(f'{path}: found no file, wanted {wanted}')
+
+
+def run_mmdet_tool(name: str, arguments: list[str]) -> None:
+    """Run mmdet's ``tools/<name>.py`` with ``arguments``.
+
+    Raises:
+        ClipQError: if the config does not exist or mmdet was installed without its tools.
+    """
+    import mmdet
+
+    package = Path(mmdet.__file__).parent
+    candidates = [package / '.mim' / 'tools', package.parent / 'tools']
+    tool = next((folder / f'{name}.py' for folder in candidates if folder.is_dir()), None)
+    if tool is None or not tool.is_file():
+        raise ClipQError(
+            f'found no tools/{name}.py in mmdet {mmdet.__version__}, wanted the one that its '
+            'package on PyPI carries; install mmdet from there'
+        )
+    if arguments and not arguments[0].startswith('-'):
+        check_file(arguments[0], 'a detector config')
+    sys.argv = [str(tool), *arguments]
     runpy.run_path(str(tool), run_name='__main__')

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import ClipQError
 from ..graph import ir
 from ..graph.patterns import FUNCTIONS, METHODS
 
@@ -27,12 +28,12 @@ def build_backend(
     """The backend called ``name`` for ``graph``; ``'auto'`` is the best one at hand.
 
     Raises:
-        ValueError: if there is no backend of this name.
+        ClipQError: if there is no backend of this name.
     """
     if name == 'auto':
         name = 'reference'
     if name not in BACKENDS:
-        raise ValueError(f'found backend {name!r}, wanted one of {sorted(BACKENDS)} or auto')
+        raise ClipQError(f'found backend {name!r}, wanted one of {sorted(BACKENDS)} or auto')
     return BACKENDS[name](graph, islands, device)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from .. import fixed_point as fp
+from ..errors import ClipQError
 
 _OCTAVES = fp.EXPONENT_MAX - fp.EXPONENT_MIN + 1
 
@@ -33,7 +34,7 @@ class OctaveHistogram:
         """Add the values of ``x``.
 
         Raises:
-            ValueError: if ``x`` holds NaN, infinity or a magnitude above ``2**EXPONENT_MAX``.
+            ClipQError: if ``x`` holds NaN, infinity or a magnitude above ``2**EXPONENT_MAX``.
         """
         magnitude = x.detach().float().abs().flatten()
         # One below the bits of a power of two lies in the octave that the power closes.
@@ -64,10 +65,10 @@ class OctaveHistogram:
         """Smallest ``e`` such that ``percentile`` % of the values have ``|x| <= 2**e``.
 
         Raises:
-            ValueError: if no value was seen.
+            ClipQError: if no value was seen.
         """
         if not self.count:
-            raise ValueError(f'{self.name}: found no values to take a range from, wanted a batch')
+            raise ClipQError(f'{self.name}: found no values to take a range from, wanted a batch')
         reached = self.table[0].cumsum(0) >= self.table[0].sum() * (percentile / 100)
         return fp.EXPONENT_MIN + int(reached.to(torch.uint8).argmax())
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import fixed_point as fp
+from ..errors import ClipQError
 from .observer import OctaveHistogram
 
 METHODS = ('mse', 'max')
@@ -30,10 +31,10 @@ def activation_exponent(
         upper: Clip exponent of the layers that read the tensor; never exceeded.
 
     Raises:
-        ValueError: if the method is unknown or nothing was observed.
+        ClipQError: if the method is unknown or nothing was observed.
     """
     if method not in METHODS:
-        raise ValueError(f'found calibration method {method!r}, wanted one of {METHODS}')
+        raise ClipQError(f'found calibration method {method!r}, wanted one of {METHODS}')
     top = max(histogram.percentile_exponent(100) for histogram in histograms)
     top = top if upper is None else min(top, upper)
     if method == 'max':
@@ -60,7 +61,7 @@ def weight_exponents(weight: Tensor, upper: int | None, name: str = 'weight') ->
         int32 tensor of shape ``(weight.shape[0],)``.
 
     Raises:
-        ValueError: if the weights hold NaN or infinity.
+        ClipQError: if the weights hold NaN or infinity.
     """
     fp.check_finite(weight, name)
     rows = weight.detach().float().flatten(1)

@@ -31,6 +31,7 @@ import torch
 import zstandard
 from torch import Tensor
 
+from ..errors import ClipQError
 from ..version import __version__
 from . import ir
 
@@ -42,7 +43,7 @@ _ZSTD_LEVEL = 12
 _CONSTANT, _PARAMETER = 'constant.', 'parameter.'
 
 
-class ArtifactError(ValueError):
+class ArtifactError(ClipQError):
     """A file that is no intact ``.clipq`` file of a known version."""
 
 
@@ -200,7 +201,7 @@ def is_artifact(path: str | os.PathLike) -> bool:
 
 def _checked_body(path: Path) -> memoryview:
     if not path.is_file():
-        raise FileNotFoundError(f'{path}: found no file, wanted a .clipq file')
+        raise ArtifactError(f'{path}: found no file, wanted a .clipq file')
     data = memoryview(path.read_bytes())
     if bytes(data[: len(MAGIC)]) != MAGIC:
         raise ArtifactError(
@@ -232,8 +233,7 @@ def load_artifact(path: str | os.PathLike) -> Artifact:
     """Read and check a ``.clipq`` file.
 
     Raises:
-        FileNotFoundError: if there is no file.
-        ArtifactError: if the file is no ``.clipq`` file, truncated, altered, or newer than this
+        ArtifactError: if there is no such file, or it is no ``.clipq`` file, truncated, altered, or newer than this
             version of mmclipq reads.
     """
     path = Path(path)

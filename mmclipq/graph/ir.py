@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from .. import fixed_point as fp
+from ..errors import ClipQError
 
 ACTIVATIONS = ('identity', 'relu', 'relu6', 'leaky_relu')
 
 
-class GraphError(ValueError):
+class GraphError(ClipQError):
     """A graph, or a node of it, that cannot be what it claims to be."""
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from .. import fixed_point as fp
 from ..calibration.observer import OctaveHistogram
 from ..calibration.range_search import activation_exponent, weight_exponents
+from ..errors import ClipQError
 from . import ir, patterns
 from .capture import CaptureError, evaluating
 from .plan import PRODUCTS, Plan, Unit, make_plan, tied_groups
@@ -37,7 +38,7 @@ def collect(
     """Statistics of every tensor that becomes codes, over batches of preprocessed images.
 
     Raises:
-        ValueError: if there is no image, or a tensor holds NaN or infinity.
+        ClipQError: if there is no image, or a tensor holds NaN or infinity.
     """
     histograms = {unit: OctaveHistogram(unit.path) for unit in plan.units if unit.wants_codes}
     recorder = _Recorder(module, {unit.node: histograms[unit] for unit in histograms})
@@ -47,7 +48,7 @@ def collect(
             seen += 1
             recorder.run(batch)
     if not seen:
-        raise ValueError('calibration: found no images, wanted at least one batch')
+        raise ClipQError('calibration: found no images, wanted at least one batch')
     return histograms
 
 
@@ -264,7 +265,7 @@ def lower(
 
     Raises:
         CaptureError: naming the step that can be neither int8 nor a float island.
-        ValueError: naming the layer with NaN weights, or values out of the range of exponents.
+        ClipQError: naming the layer with NaN weights, or values out of the range of exponents.
     """
     plan = make_plan(module, non_negative_input)
     for unit in plan.units:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import fixed_point as fp
 from ..calibration.observer import OctaveHistogram
+from ..errors import ClipQError
 
 AUTO = 'auto'
 
@@ -18,11 +19,11 @@ def parse_range(value: float | str, name: str) -> int | None:
     """Exponent of a range given as a number; None for ``'auto'``.
 
     Raises:
-        ValueError: if ``value`` is neither ``'auto'`` nor a power of two within the limits.
+        ClipQError: if ``value`` is neither ``'auto'`` nor a power of two within the limits.
     """
     if isinstance(value, str):
         if value != AUTO:
-            raise ValueError(f"{name}: found {value!r}, wanted 'auto' or a power of two such as 8")
+            raise ClipQError(f"{name}: found {value!r}, wanted 'auto' or a power of two such as 8")
         return None
     return fp.range_exponent(value, name)
 
@@ -92,10 +93,10 @@ class ClipMixin:
         """Undo :meth:`adopt`.
 
         Raises:
-            ValueError: if the layer was built as a clipped layer, so there is no other class.
+            ClipQError: if the layer was built as a clipped layer, so there is no other class.
         """
         if getattr(self, '_stock_class', None) is None:
-            raise ValueError(
+            raise ClipQError(
                 f'{type(self).__name__} was built from a config, found no stock class to return to; '
                 'build the model without it'
             )
@@ -108,7 +109,7 @@ class ClipMixin:
         """Set an open weight range to the power of two that holds the current weights.
 
         Raises:
-            ValueError: if the weights hold NaN or infinity.
+            ClipQError: if the weights hold NaN or infinity.
         """
         if self.weight_exponent is None:
             weight = self.weight.detach()

@@ -149,9 +149,12 @@ def test_other_options_need_force(tmp_path: Path):
 @pytest.mark.parametrize('force', [False, True])
 def test_foreign_folder_is_left_alone(tmp_path: Path, force: bool):
     (tmp_path / 'notes.txt').write_text('mine')
-    with pytest.raises(digits.DigitsError, match='other files'):
+    with pytest.raises(digits.DigitsError, match='not a digits data set'):
         make(tmp_path, force=force)
     assert [path.name for path in tmp_path.iterdir()] == ['notes.txt']
+    with pytest.raises(digits.DigitsError, match='not a digits data set'):
+        make(tmp_path / 'notes.txt', force=force)
+    assert (tmp_path / 'notes.txt').read_text() == 'mine'
 
 
 def test_interrupted_run_is_redone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

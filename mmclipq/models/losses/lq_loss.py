@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import fixed_point as fp
+from ...errors import ClipQError
 from ...layers import ClipMixin
 from ...registry import MODELS
 
@@ -45,7 +46,7 @@ class LqLoss(nn.Module):
         warmup_iters: Iterations over which the weight grows linearly from zero.
 
     Raises:
-        ValueError: if ``target`` is unknown or a number is negative.
+        ClipQError: if ``target`` is unknown or a number is negative.
     """
 
     def __init__(
@@ -53,9 +54,9 @@ class LqLoss(nn.Module):
     ) -> None:
         super().__init__()
         if target not in TARGETS:
-            raise ValueError(f'LqLoss: found target {target!r}, wanted one of {TARGETS}')
+            raise ClipQError(f'LqLoss: found target {target!r}, wanted one of {TARGETS}')
         if loss_weight < 0 or warmup_iters < 0:
-            raise ValueError(
+            raise ClipQError(
                 f'LqLoss: found loss_weight={loss_weight}, warmup_iters={warmup_iters}, '
                 'wanted numbers that are not negative'
             )

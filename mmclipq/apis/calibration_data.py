@@ -1,0 +1,117 @@
+"""Batches of calibration images, from a config's own data set or from a folder."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import init_default_scope
+from tqdm import tqdm
+
+from ..errors import ClipQError
+
+IMAGE_SUFFIXES = frozenset({'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff'})
+_SEED = 0
+
+
+def test_pipeline(cfg: Config) -> list[dict[str, Any]]:
+    """The transforms of the config's test data loader.
+
+    Raises:
+        ClipQError: if the config has none.
+    """
+    dataset = cfg.get('test_dataloader', cfg.get('val_dataloader', {})).get('dataset', {})
+    while 'pipeline' not in dataset and 'dataset' in dataset:
+        dataset = dataset['dataset']
+    if 'pipeline' not in dataset:
+        raise ClipQError(
+            f'{cfg.filename}: found no test_dataloader with a pipeline, wanted one to read '
+            'calibration images with'
+        )
+    return copy.deepcopy(dataset['pipeline'])
+
+
+def _plain_datasets(dataset: Any) -> Iterator[dict[str, Any]]:
+    """The data sets inside wrappers such as RepeatDataset, ConcatDataset or MultiImageMix."""
+    if 'datasets' in dataset:
+        for part in dataset['datasets']:
+            yield from _plain_datasets(part)
+    elif 'dataset' in dataset:
+        yield from _plain_datasets(dataset['dataset'])
+    else:
+        yield dataset
+
+
+def _chosen(total: int, count: int) -> list[int]:
+    """``count`` of ``total`` indices, the same ones every time."""
+    return sorted(random.Random(_SEED).sample(range(total), min(count, total)))
+
+
+def config_batches(cfg: Config, count: int) -> Iterator[Any]:
+    """Batches of one image each from the training set, read as in testing.
+
+    Args:
+        cfg: A full detector config. Without a training set its test set serves.
+        count: Number of images, drawn once with a fixed seed.
+
+    Raises:
+        ClipQError: if ``count`` is below one, or the data set cannot be read or is empty.
+    """
+    if count < 1:
+        raise ClipQError(f'--calib-images: found {count}, wanted at least 1')
+    init_default_scope('mmdet')
+    loader = cfg.get('train_dataloader') or cfg.get('test_dataloader')
+    if not loader:
+        raise ClipQError(f'{cfg.filename}: found no train_dataloader, wanted one to calibrate on')
+    pipeline = test_pipeline(cfg)
+    datasets = []
+    for plain in _plain_datasets(loader['dataset']):
+        plain = {**copy.deepcopy(plain), 'pipeline': pipeline}
+        try:
+            datasets.append(DATASETS.build(plain))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ClipQError(
+                f'{cfg.filename}: found no calibration data ({error}), wanted the data set of '
+                'train_dataloader; check data_root or pass --calib-dir'
+            ) from error
+    images = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
+    if not images:
+        raise ClipQError(f'{cfg.filename}: found an empty training set, wanted images')
+    for position in tqdm(_chosen(len(images), count), desc='calibration', unit='image'):
+        dataset, index = images[position]
+        yield pseudo_collate([dataset[index]])
+
+
+def folder_batches(cfg: Config, folder: str | Path, count: int) -> Iterator[Any]:
+    """Batches of one image each from a folder, read with the config's test pipeline.
+
+    Raises:
+        ClipQError: if there is no such folder, it has no image, or a file is no image.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ClipQError(f'{folder}: found no folder, wanted one with images')
+    files = sorted(p for p in folder.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise ClipQError(f'{folder}: found no image, wanted {", ".join(sorted(IMAGE_SUFFIXES))}')
+    if count < 1:
+        raise ClipQError(f'--calib-images: found {count}, wanted at least 1')
+    init_default_scope('mmdet')
+    # Annotations do not matter here, and a bare image has none.
+    steps = [step for step in test_pipeline(cfg) if 'LoadAnnotations' not in str(step['type'])]
+    for step in steps:
+        if 'meta_keys' in step:
+            step['meta_keys'] = tuple(key for key in step['meta_keys'] if key != 'instances')
+    pipeline = Compose(steps)
+    chosen = [files[index] for index in _chosen(len(files), count)]
+    for index, file in enumerate(tqdm(chosen, desc='calibration', unit='image')):
+        if not cv2.haveImageReader(str(file)):
+            raise ClipQError(f'{file}: found no readable image, wanted one OpenCV can decode')
+        yield pseudo_collate([pipeline({'img_path': str(file), 'img_id': index})])

@@ -1,0 +1,129 @@
+"""From a config and a checkpoint to a ``.clipq`` file, as the tools and the hook do it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from torch import nn
+
+from ..errors import ClipQError
+from ..prepare import load_ranges_state, prepare_model
+from .calibration_data import config_batches, folder_batches
+from .quantize import (
+    PREPARE_OPTIONS,
+    Quantized,
+    build_detector,
+    load_float_checkpoint,
+    quantize,
+    save_int8,
+)
+
+DEFAULT_IMAGES = 64
+
+
+@dataclass
+class ExportSummary:
+    """What an export wrote.
+
+    Attributes:
+        path: The file.
+        size: Its size in bytes.
+        float_size: Bytes of the float32 weights it replaces.
+        quantized: Number of int8 layers.
+        left: Name and reason of what stays in float.
+    """
+
+    path: Path
+    size: int
+    float_size: int
+    quantized: int
+    left: Mapping[str, str]
+
+    @property
+    def ratio(self) -> float:
+        return self.size / self.float_size
+
+    def __str__(self) -> str:
+        lines = [
+            f'{self.path}: {self.size / 2**20:.2f} MiB, {self.ratio:.2%} of '
+            f'{self.float_size / 2**20:.2f} MiB float32, {self.quantized} layers int8, '
+            f'{len(self.left)} steps left in float'
+        ]
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.left.items():
+            reasons.setdefault(reason, []).append(name)
+        for reason, names in reasons.items():
+            shown = ', '.join(names[:3]) + (f' and {len(names) - 3} more' if names[3:] else '')
+            lines.append(f'  float: {shown}: {reason}')
+        return '\n'.join(lines)
+
+
+def load_for_quantization(
+    cfg: Config, checkpoint: str | os.PathLike
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The config's detector with a float checkpoint and, if it has any, its clip ranges.
+
+    Raises:
+        ClipQError: if the checkpoint cannot be read or does not fit.
+    """
+    if 'model' not in cfg:
+        raise ClipQError(f'{cfg.filename}: found no model section, wanted a detector config')
+    model = build_detector(cfg.model)
+    content = load_float_checkpoint(model, checkpoint)
+    clipq = cfg.get('clipq') or {}
+    prepare_model(model, **{key: clipq[key] for key in PREPARE_OPTIONS if key in clipq})
+    if 'clipq' in content:
+        load_ranges_state(model, content['clipq'])
+    return model.eval(), content
+
+
+def quantize_checkpoint(
+    cfg: Config,
+    checkpoint: str | os.PathLike,
+    calib_images: int | None = None,
+    calib_dir: str | os.PathLike | None = None,
+    device: str = 'cpu',
+) -> tuple[nn.Module, Quantized, dict[str, Any]]:
+    """Calibrated integer graph of a checkpoint, with the detector and the checkpoint's meta data.
+
+    Args:
+        cfg: The detector's config; its ``clipq.int8`` section holds the defaults.
+        checkpoint: Float checkpoint that MMEngine wrote.
+        calib_images: Number of calibration images.
+        calib_dir: Folder to take them from; by default the config's training set.
+        device: Where calibration runs.
+
+    Raises:
+        ClipQError: for anything wrong with config, checkpoint or images.
+    """
+    options = dict((cfg.get('clipq') or {}).get('int8') or {})
+    count = calib_images or options.get('calib_images', DEFAULT_IMAGES)
+    model, content = load_for_quantization(cfg, checkpoint)
+    model.to(device)
+    if calib_dir is not None:
+        batches = folder_batches(cfg, calib_dir, count)
+    else:
+        batches = config_batches(cfg, count)
+    quantized = quantize(model, batches, cfg.get('clipq'), options.get('method', 'mse'))
+    meta = dict(content.get('meta', {}).get('dataset_meta') or {})
+    return model, quantized, meta
+
+
+def export_checkpoint(
+    cfg: Config, checkpoint: str | os.PathLike, out: str | os.PathLike, **options: Any
+) -> ExportSummary:
+    """Write ``out`` from a checkpoint; ``options`` are those of :func:`quantize_checkpoint`."""
+    out = Path(out)
+    if out.suffix != '.clipq':
+        raise ClipQError(f'{out}: found another ending, wanted an output file named *.clipq')
+    model, quantized, meta = quantize_checkpoint(cfg, checkpoint, **options)
+    model.cpu()
+    size = save_int8(out, model, quantized, cfg, meta)
+    float_size = sum(p.numel() * p.element_size() for p in model.parameters())
+    layers = {node.weight for node in quantized.graph.products()}
+    return ExportSummary(out, size, float_size, len(layers), quantized.left)

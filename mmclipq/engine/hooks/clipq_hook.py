@@ -1,0 +1,138 @@
+"""Prepares the detector for clipped training and adds the Lq loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from ...errors import ClipQError
+from ...models.losses import LqLoss
+from ...prepare import (
+    clip_layers,
+    find_weight_ranges,
+    finish_input_observation,
+    load_ranges_state,
+    prepare_model,
+    ranges_state,
+    start_input_observation,
+)
+from ...registry import HOOKS, MODELS
+
+DEFAULTS: dict[str, Any] = {
+    'input_range': 'auto',
+    'weight_range': 'auto',
+    'round': False,
+    'rules': (),
+    'first_layer': None,
+    'last_layer': None,
+    'observe_iters': 8,
+    'percentile': 99.99,
+    'lq': {'loss_weight': 0.1},
+    'int8': {},
+}
+"""Options of the ``clipq`` section of a config and their defaults."""
+
+PREPARE_OPTIONS = ('input_range', 'weight_range', 'round', 'rules', 'first_layer', 'last_layer')
+CHECKPOINT_KEY = 'clipq'
+
+
+def clipq_options(section: Mapping[str, Any] | None, **overrides: Any) -> dict[str, Any]:
+    """The ``clipq`` section with defaults filled in.
+
+    Raises:
+        ClipQError: naming an option that does not exist.
+    """
+    options = {**DEFAULTS, **(section or {}), **overrides}
+    unknown = sorted(set(options) - set(DEFAULTS))
+    if unknown:
+        raise ClipQError(f'clipq: found options {unknown}, wanted some of {sorted(DEFAULTS)}')
+    return options
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The detector itself, without a DDP wrapper."""
+    return model.module if is_model_wrapper(model) else model
+
+
+@HOOKS.register_module()
+class ClipQHook(Hook):
+    """Swaps layers before checkpoints load, finds ``'auto'`` ranges, adds ``loss_lq``.
+
+    The swap happens in ``before_run``, ahead of the EMA hook's copy, and keeps the Parameter
+    objects that the optimizer holds. Open weight ranges are set once the checkpoint is loaded, open
+    input ranges after the first ``observe_iters`` training iterations, equally on all ranks. The
+    ranges travel in the checkpoint under the key ``'clipq'``, so they are the same after resuming.
+
+    Args:
+        **options: Options of the ``clipq`` section of the config, which they override.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, **options: Any) -> None:
+        clipq_options(options)
+        self._overrides = options
+        self._options: dict[str, Any] = {}
+        self._loss: LqLoss | None = None
+        self._iteration = 0
+        self._remaining = 0
+
+    def before_run(self, runner: Runner) -> None:
+        self._options = clipq_options(runner.cfg.get('clipq'), **self._overrides)
+        model = unwrapped(runner.model)
+        if next(clip_layers(model), None) is None:
+            report = prepare_model(model, **{k: self._options[k] for k in PREPARE_OPTIONS})
+            runner.logger.info(f'mmclipq: {report}')
+        if self._options['lq'] is not None and self._loss is None:
+            self._loss = MODELS.build({'type': 'LqLoss', **self._options['lq']})
+            model.register_forward_hook(self._add_loss, with_kwargs=True)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if CHECKPOINT_KEY in checkpoint:
+            load_ranges_state(unwrapped(runner.model), checkpoint[CHECKPOINT_KEY])
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        checkpoint[CHECKPOINT_KEY] = ranges_state(unwrapped(runner.model))
+
+    def before_train(self, runner: Runner) -> None:
+        model = unwrapped(runner.model)
+        find_weight_ranges(model)
+        if start_input_observation(model):
+            self._remaining = self._options['observe_iters']
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        self._iteration = runner.iter
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        if self._remaining:
+            self._remaining -= 1
+            if not self._remaining:
+                self._finish_observation(runner)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        # An epoch shorter than the observation: checkpoints and validation follow at once.
+        if self._remaining:
+            self._remaining = 0
+            self._finish_observation(runner)
+
+    def _finish_observation(self, runner: Runner) -> None:
+        model = unwrapped(runner.model)
+        finish_input_observation(model, self._options['percentile'])
+        found = [e for e, _ in ranges_state(model).values() if e is not None]
+        runner.logger.info(
+            f'mmclipq: input ranges found, 2^{min(found)} to 2^{max(found)}; clipping from now on'
+        )
+
+    def _add_loss(self, model: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        mode = kwargs.get('mode', args[2] if len(args) > 2 else 'tensor')
+        if mode != 'loss' or not isinstance(output, dict):
+            return output
+        layers = (layer for _, layer in clip_layers(model))
+        return {**output, 'loss_lq': self._loss(layers, self._iteration)}

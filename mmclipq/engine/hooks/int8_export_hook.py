@@ -1,0 +1,73 @@
+"""Writes the int8 file at the end of training and for each new best checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import master_only
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.runner import Runner
+
+from ...apis.export import export_checkpoint
+from ...errors import ClipQError
+from ...registry import HOOKS
+
+
+@HOOKS.register_module()
+class Int8ExportHook(Hook):
+    """Exports ``<checkpoint>_int8.clipq`` beside the last and every new best checkpoint.
+
+    The file is made from the saved checkpoint, so averaged (EMA) weights are exported where they
+    are what the checkpoint holds. A failed export is reported and does not stop the training.
+
+    Args:
+        calib_images: Number of calibration images; by default that of ``clipq.int8``.
+        best: Whether to export best checkpoints, too.
+    """
+
+    priority = 'LOWEST'
+
+    def __init__(self, calib_images: int | None = None, best: bool = True) -> None:
+        self.calib_images = calib_images
+        self.best = best
+        self._exported: set[str] = set()
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        if self.best:
+            for path in self._best_checkpoints(runner):
+                self._export(runner, path)
+
+    def after_train(self, runner: Runner) -> None:
+        last = next(
+            (h.last_ckpt for h in runner.hooks if isinstance(h, CheckpointHook) and h.last_ckpt),
+            None,
+        )
+        if last is None:
+            runner.logger.warning(
+                'mmclipq: found no checkpoint of this training, wanted one to export as int8; '
+                'set save_last in CheckpointHook or run tools/quantize.py'
+            )
+        else:
+            self._export(runner, last)
+
+    def _best_checkpoints(self, runner: Runner) -> list[str]:
+        found: list[Any] = []
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook) and hook.save_best is not None:
+                found.append(getattr(hook, 'best_ckpt_path', None))
+                found += getattr(hook, 'best_ckpt_path_dict', {}).values()
+        return [str(path) for path in found if path]
+
+    @master_only
+    def _export(self, runner: Runner, checkpoint: str) -> None:
+        if checkpoint in self._exported or not Path(checkpoint).is_file():
+            return
+        self._exported.add(checkpoint)
+        out = Path(checkpoint).with_name(f'{Path(checkpoint).stem}_int8.clipq')
+        try:
+            summary = export_checkpoint(runner.cfg, checkpoint, out, calib_images=self.calib_images)
+        except ClipQError as error:
+            runner.logger.error(f'mmclipq: no int8 file for {checkpoint}: {error}')
+        else:
+            runner.logger.info(f'mmclipq: {summary}')

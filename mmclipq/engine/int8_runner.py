@@ -1,0 +1,49 @@
+"""The runner behind ``tools/test.py --int8``."""
+
+from __future__ import annotations
+
+from mmengine.runner import Runner
+from torch import nn
+
+from ..apis.export import quantize_checkpoint
+from ..apis.quantize import load_int8
+from ..detector import to_int8
+from ..graph.artifact import is_artifact
+from ..registry import RUNNERS
+
+
+@RUNNERS.register_module()
+class Int8Runner(Runner):
+    """Tests the integer execution of what ``load_from`` names, a ``.clipq`` file or a checkpoint.
+
+    The config's ``int8_test`` section holds ``backend`` and ``calib_images``. Data, evaluators,
+    hooks and test-time augmentation are those of the config.
+    """
+
+    def load_or_resume(self) -> None:
+        if self._has_loaded:
+            return
+        options = dict(self.cfg.get('int8_test', {}))
+        backend = options.get('backend', 'auto')
+        device = str(next(self.model.parameters()).device)
+        if is_artifact(self._load_from):
+            detector = load_int8(self._load_from, device, backend)
+        else:
+            detector, quantized, _ = quantize_checkpoint(
+                self.cfg, self._load_from, options.get('calib_images'), device=device
+            )
+            detector = to_int8(
+                detector, quantized.graph, quantized.head, quantized.captured, backend, device
+            )
+        self._replace_detector(detector)
+        self._has_loaded = True
+        self.logger.info(
+            f'mmclipq: integer execution of {self._load_from} on {detector.int8_backend.name}'
+        )
+
+    def _replace_detector(self, detector: nn.Module) -> None:
+        holder, name = self, 'model'
+        # A DDP wrapper or a test-time augmentation model holds the detector as its module.
+        while isinstance(getattr(getattr(holder, name), 'module', None), nn.Module):
+            holder, name = getattr(holder, name), 'module'
+        setattr(holder, name, detector)

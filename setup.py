@@ -1,0 +1,57 @@
+"""Installs mmclipq, with its configs and tools inside the package as ``.mim``."""
+
+from pathlib import Path
+from shutil import copytree, ignore_patterns, rmtree
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+
+
+class BuildWithMim(build_py):
+    """Copies configs and tools to ``mmclipq/.mim`` as OpenMMLab's packages do."""
+
+    def run(self):
+        super().run()
+        package = ROOT if self.editable_mode else Path(self.build_lib)
+        for folder in ('configs', 'tools'):
+            target = package / 'mmclipq' / '.mim' / folder
+            target.parent.mkdir(exist_ok=True)
+            if target.is_symlink():
+                target.unlink()
+            rmtree(target, ignore_errors=True)
+            if self.editable_mode:
+                target.symlink_to(ROOT / folder)
+            else:
+                copytree(ROOT / folder, target, ignore=ignore_patterns('__pycache__'))
+        # MMEngine reads this index before it looks for a config by its path.
+        (package / 'mmclipq' / '.mim' / 'model-index.yml').write_text('Import: []\n')
+
+
+def version() -> str:
+    scope = {}
+    exec((ROOT / 'mmclipq' / 'version.py').read_text(), scope)
+    return scope['__version__']
+
+
+setup(
+    name='mmclipq',
+    version=version(),
+    description='Clipping-based power-of-two int8 quantization for MMDetection',
+    long_description=(ROOT / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    packages=find_packages(include=['mmclipq', 'mmclipq.*']),
+    cmdclass={'build_py': BuildWithMim},
+    python_requires='>=3.10',
+    install_requires=[
+        'mmcv>=2.0.0rc4,<2.2.0',
+        'mmdet>=3.3,<4',
+        'mmengine>=0.10,<1',
+        'pycocotools',
+        'safetensors>=0.4',
+        'torch>=2.4',
+        'tqdm',
+        'zstandard>=0.20',
+    ],
+)

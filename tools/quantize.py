@@ -1,0 +1,47 @@
+#!/usr/bin/env python
+"""Calibrate a float checkpoint and write the int8 detector as one ``.clipq`` file."""
+
+import argparse
+import sys
+
+from mmclipq.apis.export import export_checkpoint
+from mmclipq.apis.mmdet_tools import check_file, one_sentence_errors
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='detector config, with or without the clipq base')
+    parser.add_argument('checkpoint', help='float checkpoint (.pth) of that detector')
+    parser.add_argument('--out', required=True, metavar='FILE.clipq', help='file to write')
+    parser.add_argument('--calib-images', type=int, help='number of images (default: 64)')
+    parser.add_argument('--calib-dir', help='folder of images (default: the training set)')
+    parser.add_argument('--device', default='cpu', help='where calibration runs')
+    parser.add_argument(
+        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override config entries'
+    )
+    args = parser.parse_args(arguments)
+    check_file(args.config, 'a detector config')
+
+    from mmengine.config import Config, DictAction
+
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options:
+        override = argparse.ArgumentParser()
+        override.add_argument('--cfg-options', nargs='+', action=DictAction)
+        cfg.merge_from_dict(
+            override.parse_args(['--cfg-options', *args.cfg_options]).cfg_options
+        )
+    summary = export_checkpoint(
+        cfg,
+        args.checkpoint,
+        args.out,
+        calib_images=args.calib_images,
+        calib_dir=args.calib_dir,
+        device=args.device,
+    )
+    print(summary)
+
+
+if __name__ == '__main__':
+    with one_sentence_errors():
+        main(sys.argv[1:])

@@ -1,0 +1,41 @@
+#!/usr/bin/env python
+"""MMDetection's own ``tools/test.py`` with ``--int8``: the AP of integer execution.
+
+With ``--int8`` CHECKPOINT is a ``.clipq`` file or a float checkpoint, which is calibrated and
+converted on the fly. Without it this is mmdet's tool. All other flags are mmdet's in both cases.
+"""
+
+import argparse
+import sys
+
+from mmclipq.apis.mmdet_tools import check_file, one_sentence_errors, run_mmdet_tool
+from mmclipq.errors import ClipQError
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--int8', action='store_true', help='evaluate integer execution')
+    parser.add_argument('--backend', default='auto', help='auto, reference or simulated')
+    parser.add_argument('--calib-images', type=int, help='images to calibrate a float checkpoint')
+    options, rest = parser.parse_known_args(arguments)
+    if '-h' in rest or '--help' in rest:
+        parser.print_help()
+        print("\nmmdet's own flags:\n")
+    elif options.int8:
+        if len(rest) > 1 and not rest[1].startswith('-'):
+            check_file(rest[1], 'a .clipq file or a float checkpoint (.pth)')
+        rest += ['--cfg-options', 'runner_type=Int8Runner', f'int8_test.backend={options.backend}']
+        if options.calib_images is not None:
+            rest.append(f'int8_test.calib_images={options.calib_images}')
+    elif options.backend != 'auto' or options.calib_images is not None:
+        raise ClipQError('found --backend or --calib-images alone, wanted --int8 with them')
+    elif len(rest) > 1 and rest[1].endswith('.clipq'):
+        raise ClipQError(f'{rest[1]}: found a .clipq file without --int8; add --int8')
+    run_mmdet_tool('test', rest)
+
+
+if __name__ == '__main__':
+    with one_sentence_errors():
+        main(sys.argv[1:])
