@@ -14,6 +14,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from .calibration.observer import OctaveHistogram
 from .errors import ClipQError
 from .layers import ClipConv, ClipLinear, ClipMixin
+from .layers.clip_mixin import parse_range
 
 CLIPPED_CLASSES: dict[type[nn.Module], type[ClipMixin]] = {
     nn.Conv2d: ClipConv,
@@ -88,6 +89,9 @@ def _reason_to_leave(module: nn.Module, owner: nn.Module | None) -> str | None:
 
 def _check_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
     unknown = set(options) - _OPTIONS
+    for name in ('input_range', 'weight_range'):
+        if name in options:
+            parse_range(options[name], f'{where}: {name}')
     if unknown:
         raise ClipQError(f'{where}: found {sorted(unknown)}, wanted options of {sorted(_OPTIONS)}')
     return dict(options)

@@ -28,9 +28,7 @@ def main(arguments: list[str]) -> None:
     if args.cfg_options:
         override = argparse.ArgumentParser()
         override.add_argument('--cfg-options', nargs='+', action=DictAction)
-        cfg.merge_from_dict(
-            override.parse_args(['--cfg-options', *args.cfg_options]).cfg_options
-        )
+        cfg.merge_from_dict(override.parse_args(['--cfg-options', *args.cfg_options]).cfg_options)
     summary = export_checkpoint(
         cfg,
         args.checkpoint,

@@ -26,7 +26,11 @@ def main(arguments: list[str]) -> None:
     elif options.int8:
         if len(rest) > 1 and not rest[1].startswith('-'):
             check_file(rest[1], 'a .clipq file or a float checkpoint (.pth)')
-        rest += ['--cfg-options', 'runner_type=Int8Runner', f'int8_test.backend={options.backend}']
+        rest += [
+            '--cfg-options',
+            'runner_type=mmclipq.Int8Runner',
+            f'int8_test.backend={options.backend}',
+        ]
         if options.calib_images is not None:
             rest.append(f'int8_test.calib_images={options.calib_images}')
     elif options.backend != 'auto' or options.calib_images is not None:

@@ -27,15 +27,18 @@ def test_pipeline(cfg: Config) -> list[dict[str, Any]]:
     Raises:
         ClipQError: if the config has none.
     """
-    dataset = cfg.get('test_dataloader', cfg.get('val_dataloader', {})).get('dataset', {})
-    while 'pipeline' not in dataset and 'dataset' in dataset:
-        dataset = dataset['dataset']
-    if 'pipeline' not in dataset:
-        raise ClipQError(
-            f'{cfg.filename}: found no test_dataloader with a pipeline, wanted one to read '
-            'calibration images with'
-        )
-    return copy.deepcopy(dataset['pipeline'])
+    for loader in ('test_dataloader', 'val_dataloader'):
+        dataset = (cfg.get(loader) or {}).get('dataset', {})
+        while 'pipeline' not in dataset and 'dataset' in dataset:
+            dataset = dataset['dataset']
+        steps = dataset.get('pipeline')
+        # With test-time augmentation the test pipeline gives several images for one.
+        if steps and all('TestTimeAug' not in str(step['type']) for step in steps):
+            return copy.deepcopy(steps)
+    raise ClipQError(
+        f'{cfg.filename}: found no test_dataloader with a plain pipeline, wanted one to read '
+        'calibration images with'
+    )
 
 
 def _plain_datasets(dataset: Any) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from mmdet.registry import MODELS
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -175,16 +175,14 @@ def build_detector(model_config: Mapping[str, Any], random: bool = False) -> nn.
         random: Whether to initialise weights; otherwise they are undefined until loaded.
     """
     init_default_scope('mmdet')
-    config = _without_pretrained(model_config)
+    config = ConfigDict(_without_pretrained(model_config))
     if random:
         return MODELS.build(config)
     with _NoRandomWeights():
         return MODELS.build(config)
 
 
-def load_int8(
-    path: str | os.PathLike, device: str = 'cpu', backend: str = 'auto'
-) -> nn.Module:
+def load_int8(path: str | os.PathLike, device: str = 'cpu', backend: str = 'auto') -> nn.Module:
     """The detector of a ``.clipq`` file, ready for ``predict`` and ``test_step``.
 
     Args:
@@ -212,7 +210,9 @@ def load_int8(
             f'{path}: found parameters that do not fit its config, first '
             f'{(missing + unexpected)[0]!r}; export it again with this version of mmdet'
         )
-    detector = to_int8(detector, artifact.graph, config['head'], config['captured'], backend, device)
+    detector = to_int8(
+        detector, artifact.graph, config['head'], config['captured'], backend, device
+    )
     detector.dataset_meta = dict(artifact.meta)
     detector.cfg = Config(
         dict(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from mmengine.runner import Runner
 from torch import nn
 
@@ -29,8 +31,11 @@ class Int8Runner(Runner):
         if is_artifact(self._load_from):
             detector = load_int8(self._load_from, device, backend)
         else:
+            cfg = copy.deepcopy(self.cfg)
+            if 'module' in cfg.model:  # a test-time augmentation wrapper
+                cfg.model = cfg.model.module
             detector, quantized, _ = quantize_checkpoint(
-                self.cfg, self._load_from, options.get('calib_images'), device=device
+                cfg, self._load_from, options.get('calib_images'), device=device
             )
             detector = to_int8(
                 detector, quantized.graph, quantized.head, quantized.captured, backend, device

@@ -233,8 +233,8 @@ def load_artifact(path: str | os.PathLike) -> Artifact:
     """Read and check a ``.clipq`` file.
 
     Raises:
-        ArtifactError: if there is no such file, or it is no ``.clipq`` file, truncated, altered, or newer than this
-            version of mmclipq reads.
+        ArtifactError: if there is no such file, or it is no ``.clipq`` file, truncated, altered,
+            or newer than this version of mmclipq reads.
     """
     path = Path(path)
     body = _checked_body(path)

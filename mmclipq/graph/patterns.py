@@ -33,8 +33,8 @@ FUNCTIONS: dict[str, Any] = {
 FUNCTION_NAMES = {function: name for name, function in FUNCTIONS.items()}
 
 METHODS = frozenset(
-    'add add_ sub sub_ mul mul_ div div_ view reshape permute transpose flatten contiguous size dim '
-    'squeeze unsqueeze sigmoid sigmoid_ softmax tanh exp relu relu_ clamp clamp_ mean sum pow sqrt '
+    'add add_ sub sub_ mul mul_ div div_ view reshape permute transpose flatten contiguous size '
+    'dim squeeze unsqueeze sigmoid sigmoid_ softmax tanh exp relu relu_ clamp clamp_ mean sum pow sqrt '
     'max min abs split chunk expand expand_as repeat float type_as new_zeros new_tensor'.split()
 )
 """Tensor methods that a float island may call."""
@@ -135,12 +135,11 @@ def _size_of(size: Any) -> fx.Node | None:
     """The tensor ``t`` if ``size`` is ``t.shape[2:]`` in one of its spellings, else None."""
 
     def is_shape(value: Any) -> fx.Node | None:
-        if isinstance(value, fx.Node) and value.op == 'call_function':
-            if value.target is getattr and value.args[1] == 'shape':
-                return value.args[0]
-        if isinstance(value, fx.Node) and value.op == 'call_method' and value.target == 'size':
-            return value.args[0] if len(value.args) == 1 else None
-        return None
+        if not isinstance(value, fx.Node):
+            return None
+        by_attribute = value.target is getattr and value.args[1:] == ('shape',)
+        by_method = value.op == 'call_method' and value.target == 'size' and len(value.args) == 1
+        return value.args[0] if by_attribute or by_method else None
 
     if not (isinstance(size, fx.Node) and size.target is operator.getitem):
         return None

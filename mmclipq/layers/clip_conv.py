@@ -81,7 +81,7 @@ class ClipConv(ClipMixin, nn.Conv2d):
         self._observe(x)
         weight, bias, padding = self.weight, self.bias, self.padding
         if torch.is_autocast_enabled(x.device.type):
-            # A custom function is not autocast. Limits are powers of two, so casting first is exact.
+            # A custom function is not autocast. Limits are powers of two: casting first is exact.
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight = x.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)

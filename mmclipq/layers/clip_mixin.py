@@ -97,8 +97,8 @@ class ClipMixin:
         """
         if getattr(self, '_stock_class', None) is None:
             raise ClipQError(
-                f'{type(self).__name__} was built from a config, found no stock class to return to; '
-                'build the model without it'
+                f'{type(self).__name__} was built from a config, found no stock class to return '
+                'to; build the model without it'
             )
         stock_class = self._stock_class
         for name in ('input_exponent', 'weight_exponent', 'rounded', 'observer', '_stock_class'):

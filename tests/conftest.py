@@ -1,0 +1,46 @@
+"""Fixtures shared by all tests: a tiny data set of real pixels and a small stock detector."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import mmclipq  # noqa: F401  (lets MMEngine load its own checkpoints)
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _two_threads():
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope='session')
+def digits_root(tmp_path_factory) -> Path:
+    """A digits data set of 12 training and 6 validation images of 96x128 pixels."""
+    root = tmp_path_factory.mktemp('digits') / 'data'
+    command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / 'make_digits.py')]
+    options = ['--out', str(root), '--train', '12', '--val', '6', '--size', '96', '128']
+    subprocess.run([*command, *options], check=True, capture_output=True)
+    return root
+
+
+@pytest.fixture
+def load_config(digits_root, monkeypatch):
+    """Loads a config of this repository on the tiny data, without worker processes."""
+    from mmengine.config import Config
+
+    monkeypatch.setenv('DIGITS_ROOT', str(digits_root))
+
+    def load(name: str, **overrides) -> Config:
+        cfg = Config.fromfile(ROOT / 'configs' / name)
+        for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+            cfg[loader].update(num_workers=0, persistent_workers=False)
+            cfg[loader].pop('prefetch_factor', None)
+        cfg.merge_from_dict(overrides)
+        return cfg
+
+    return load
