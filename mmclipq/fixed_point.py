@@ -27,7 +27,11 @@ def check_exponent(exponent: int, name: str = 'exponent') -> int:
     Raises:
         ClipQError: if it is no integer or outside ``[EXPONENT_MIN, EXPONENT_MAX]``.
     """
-    if isinstance(exponent, bool) or int(exponent) != exponent:
+    try:
+        whole = not isinstance(exponent, bool) and int(exponent) == exponent
+    except (TypeError, ValueError, OverflowError):
+        whole = False
+    if not whole:
         raise ClipQError(f'{name}: found {exponent!r}, wanted an integer exponent of two')
     if not EXPONENT_MIN <= exponent <= EXPONENT_MAX:
         raise ClipQError(
@@ -103,11 +107,16 @@ def holding_exponent(magnitude: float) -> int:
 
     >>> holding_exponent(8.0), holding_exponent(8.1), holding_exponent(0.1)
     (3, 4, -3)
+
+    Raises:
+        ClipQError: if ``magnitude`` is above ``2**EXPONENT_MAX``, infinite or NaN.
     """
+    if not math.isfinite(magnitude):
+        raise ClipQError(f'magnitude: found {magnitude}, wanted a finite number')
     if magnitude <= 0:
         return EXPONENT_MIN
     mantissa, exponent = math.frexp(magnitude)
-    return max(EXPONENT_MIN, check_exponent(exponent - (mantissa == 0.5), 'magnitude'))
+    return check_exponent(max(EXPONENT_MIN, exponent - (mantissa == 0.5)), 'magnitude')
 
 
 def clip(x: Tensor, exponent: int) -> Tensor:

@@ -34,13 +34,21 @@ PREDICTION_LAYERS = (
     '*.conv_reg',
     '*.conv_centerness',
     '*_centerness',
-    '*.cls_convs.?',
-    '*.reg_convs.?',
+    '*_cls.?',
+    '*_reg.?',
+    '*.cls_convs.?.?',
+    '*.reg_convs.?.?',
     '*.multi_level_conv_*.?',
 )
 """Names that MMDetection gives to the layers whose outputs are the predictions."""
 
 _OPTIONS = {'input_range', 'weight_range', 'round', 'skip'}
+_SECTION = ('input_range', 'weight_range', 'round', 'rules', 'first_layer', 'last_layer')
+
+
+def prepare_options(section: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Those entries of a config's ``clipq`` section that :func:`prepare_model` takes."""
+    return {key: section[key] for key in _SECTION if key in section} if section else {}
 
 
 @dataclass
@@ -110,9 +118,9 @@ def layer_options(
         ClipQError: for an unknown option, or a pattern that matches no layer.
     """
     options = {name: _check_options(defaults, 'clipq') for name in names}
-    if first_layer is not None and names:
+    if first_layer and names:
         options[names[0]].update(_check_options(first_layer, 'first_layer'))
-    if last_layer is not None:
+    if last_layer:
         last = [n for n in names if any(fnmatchcase(n, p) for p in PREDICTION_LAYERS)]
         if not last:
             raise ClipQError(

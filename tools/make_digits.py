@@ -123,7 +123,7 @@ def pick_colour(away_from: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A random colour whose brightness is well off that of the given one."""
     while True:
         colour = rng.uniform(0, 255, 3).astype(np.float32)
-        if abs(colour.mean() - away_from.mean()) > 60:
+        if abs(colour.mean() - away_from.mean()) > 70:
             return colour
 
 
@@ -162,7 +162,7 @@ def make_image(
     short = min(width, height)
     for _ in range(rng.integers(4, 10)):
         index = rng.integers(len(source.labels))
-        tall = int(np.exp(rng.uniform(np.log(0.13), np.log(0.4))) * short)
+        tall = int(np.exp(rng.uniform(np.log(0.17), np.log(0.42))) * short)
         mask = make_mask(source.glyphs[index], tall, rng)
         h, w = mask.shape
         for _ in range(20):
@@ -276,9 +276,9 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = functools.partial(parser.add_argument, type=int)
     add('--out', type=Path, default=Path('data/digits'), help='folder to make')
-    add('--size', nargs=2, default=(192, 192), metavar=('W', 'H'), help='of the images')
-    add('--train', default=800, metavar='N', help='training images')
-    add('--val', default=100, metavar='N', help='validation images')
+    add('--size', nargs=2, default=(160, 160), metavar=('W', 'H'), help='of the images')
+    add('--train', default=1000, metavar='N', help='training images')
+    add('--val', default=150, metavar='N', help='validation images')
     add('--seed', default=0, help='of the random choices')
     parser.add_argument(
         '--force', action='store_true', help='replace a digits data set made with other options'

@@ -37,6 +37,8 @@ def main(arguments: list[str]) -> None:
         raise ClipQError('found --backend or --calib-images alone, wanted --int8 with them')
     elif len(rest) > 1 and rest[1].endswith('.clipq'):
         raise ClipQError(f'{rest[1]}: found a .clipq file without --int8; add --int8')
+    elif len(rest) > 1 and not rest[1].startswith('-') and '://' not in rest[1]:
+        check_file(rest[1], 'a checkpoint (.pth)')
     run_mmdet_tool('test', rest)
 
 

@@ -5,8 +5,8 @@ clipq = dict(
     weight_range='auto',  # half width of the weight ranges: a power of two, or found on the weights
     round=False,  # also round to the grid in training, straight through
     rules=[],  # dicts of pattern='neck.*' and any of input_range, weight_range, round, skip
-    first_layer=None,  # options of the first layer, for example dict(skip=True)
-    last_layer=None,  # options of the prediction layers
+    first_layer=dict(),  # options of the first layer, for example dict(skip=True)
+    last_layer=dict(),  # options of the prediction layers
     observe_iters=8,  # batches on which 'auto' input ranges are found
     percentile=99.99,  # share of the inputs, in percent, that an 'auto' range holds
     lq=dict(loss_weight=0.1, target='grid', warmup_iters=0),  # None: no Lq loss

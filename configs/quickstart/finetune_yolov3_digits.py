@@ -3,5 +3,5 @@
 _base_ = './yolov3_mobilenetv2_digits.py'
 
 optim_wrapper = dict(optimizer=dict(lr=2e-4))
-train_cfg = dict(max_epochs=3, val_interval=3)
-default_hooks = dict(checkpoint=dict(interval=3))
+train_cfg = dict(max_epochs=2, val_interval=2)
+default_hooks = dict(checkpoint=dict(interval=2))

@@ -4,10 +4,11 @@ _base_ = 'mmdet::yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py'
 
 data_root = '{{$DIGITS_ROOT:data/digits}}'
 metainfo = dict(classes=tuple('0123456789'))
-scale = (192, 192)
+scale = (160, 160)
 
-# Half as wide as the stock one. Mean 0 and standard deviation 255: the input of the network is a
-# multiple of 1/255, which int8 represents without any loss.
+# Half as wide as the stock one, with anchors clustered on the boxes of the default data set. With
+# mean 0 and standard deviation 255 the network's input lies in 0..1 in steps of 1/255.
+# The classes weigh more than in the stock config: boxes are learnt long before them.
 model = dict(
     data_preprocessor=dict(mean=[0, 0, 0], std=[255, 255, 255]),
     backbone=dict(widen_factor=0.5, init_cfg=None),
@@ -18,9 +19,9 @@ model = dict(
         out_channels=[96, 64, 48],
         anchor_generator=dict(
             base_sizes=[
-                [(28, 54), (37, 62), (48, 69)],
-                [(23, 34), (25, 42), (33, 47)],
-                [(14, 27), (18, 28), (18, 36)],
+                [(33, 46), (33, 58), (42, 60)],
+                [(21, 40), (26, 38), (26, 48)],
+                [(14, 29), (17, 30), (21, 32)],
             ]
         ),
         loss_cls=dict(loss_weight=2.0),
@@ -76,8 +77,8 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True, eta_min=1e-5),
 ]
-train_cfg = dict(max_epochs=12, val_interval=4)
+train_cfg = dict(max_epochs=8, val_interval=4)
 default_hooks = dict(
     logger=dict(interval=25),
-    checkpoint=dict(_delete_=True, type='CheckpointHook', interval=12, max_keep_ckpts=1),
+    checkpoint=dict(_delete_=True, type='CheckpointHook', interval=8, max_keep_ckpts=1),
 )

@@ -12,10 +12,9 @@ from mmengine.config import Config
 from torch import nn
 
 from ..errors import ClipQError
-from ..prepare import load_ranges_state, prepare_model
+from ..prepare import load_ranges_state, prepare_model, prepare_options
 from .calibration_data import config_batches, folder_batches
 from .quantize import (
-    PREPARE_OPTIONS,
     Quantized,
     build_detector,
     load_float_checkpoint,
@@ -75,8 +74,7 @@ def load_for_quantization(
         raise ClipQError(f'{cfg.filename}: found no model section, wanted a detector config')
     model = build_detector(cfg.model)
     content = load_float_checkpoint(model, checkpoint)
-    clipq = cfg.get('clipq') or {}
-    prepare_model(model, **{key: clipq[key] for key in PREPARE_OPTIONS if key in clipq})
+    prepare_model(model, **prepare_options(cfg.get('clipq')))
     if 'clipq' in content:
         load_ranges_state(model, content['clipq'])
     return model.eval(), content
@@ -102,7 +100,7 @@ def quantize_checkpoint(
         ClipQError: for anything wrong with config, checkpoint or images.
     """
     options = dict((cfg.get('clipq') or {}).get('int8') or {})
-    count = calib_images or options.get('calib_images', DEFAULT_IMAGES)
+    count = options.get('calib_images', DEFAULT_IMAGES) if calib_images is None else calib_images
     model, content = load_for_quantization(cfg, checkpoint)
     model.to(device)
     if calib_dir is not None:

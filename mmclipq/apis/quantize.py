@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -9,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mmengine
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import init_default_scope
+from mmengine.registry import Registry, init_default_scope
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -22,9 +25,7 @@ from ..graph.artifact import Artifact, ArtifactError, load_artifact, save_artifa
 from ..graph.capture import capture
 from ..graph.ir import Int8Graph
 from ..graph.lower import lower
-from ..prepare import clip_layers, find_weight_ranges, prepare_model
-
-PREPARE_OPTIONS = ('input_range', 'weight_range', 'round', 'rules', 'first_layer', 'last_layer')
+from ..prepare import clip_layers, find_weight_ranges, prepare_model, prepare_options
 
 
 @dataclass
@@ -78,9 +79,8 @@ def quantize(
     Raises:
         ClipQError: for a detector that cannot be captured, NaN weights, no images, and so on.
     """
-    options = {key: value for key, value in (clipq or {}).items() if key in PREPARE_OPTIONS}
     if next(clip_layers(model), None) is None:
-        prepare_model(model, **options)
+        prepare_model(model, **prepare_options(clipq))
     find_weight_ranges(model)
     traced = capture(model)
     graph = lower(
@@ -146,11 +146,31 @@ _SCOPES = 'mmclipq|mmcv|mmdet|mmengine|mmpretrain|mmcls|mmseg|mmyolo|mmrotate'
 _TYPE = re.compile(rf'(({_SCOPES})\.)?[A-Za-z_]\w*')
 
 
+def _is_registered(kind: str) -> bool:
+    """Whether a name with a scope stands in a registry; MMEngine would import anything else."""
+    scope, _, name = kind.rpartition('.')
+    if not scope:
+        return True
+    roots = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
+    found = []
+    for root in roots:
+        root.import_from_location()
+        found.append(root)
+        if scope != 'mmengine':
+            # Its own table is filled only once the scope's package is imported.
+            with contextlib.suppress(ImportError):
+                importlib.import_module(f'{scope}.registry')
+            if (child := root.children.get(scope)) is not None:
+                child.import_from_location()
+                found.append(child)
+    return any(name in registry.module_dict for registry in found)
+
+
 def _check_types(config: Any, path: str | os.PathLike) -> None:
     """Refuse a type that is a dotted import path: building it would run code of one's choice."""
     if isinstance(config, Mapping):
         kind = config.get('type')
-        if isinstance(kind, str) and not _TYPE.fullmatch(kind):
+        if isinstance(kind, str) and not (_TYPE.fullmatch(kind) and _is_registered(kind)):
             raise ArtifactError(f'{path}: found the type {kind!r}, wanted a registered name')
         for value in config.values():
             _check_types(value, path)
@@ -245,18 +265,19 @@ def load_float_checkpoint(model: nn.Module, path: str | os.PathLike) -> dict[str
     if not isinstance(state, Mapping) or not state:
         raise ClipQError(f'{path}: found no state_dict, wanted a checkpoint that MMEngine wrote')
     state = {key.removeprefix('module.'): value for key, value in state.items()}
-    wanted = model.state_dict()
-    for key in [*wanted, *state]:
-        if key not in state or key not in wanted:
-            side = 'lacks' if key not in state else 'has'
-            raise ClipQError(
-                f'{path}: found a checkpoint of another architecture, it {side} {key!r}; '
-                f'wanted one of the {type(model).__name__} that the config describes'
-            )
-        if state[key].shape != wanted[key].shape:
-            raise ClipQError(
-                f'{path}: found {key!r} of shape {tuple(state[key].shape)}, wanted '
-                f'{tuple(wanted[key].shape)}; the config describes another architecture'
-            )
-    model.load_state_dict(state)
+    try:
+        # Layers may convert what they load (SVD factors), so only loading tells what fits.
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        reason = str(error).split('\n')[1].strip().rstrip('.')
+        raise ClipQError(
+            f'{path}: found a checkpoint of another architecture ({reason}); wanted one of the '
+            f'{type(model).__name__} that the config describes'
+        ) from error
+    if missing or unexpected:
+        side, key = ('lacks', missing[0]) if missing else ('has', unexpected[0])
+        raise ClipQError(
+            f'{path}: found a checkpoint of another architecture, it {side} {key!r}; '
+            f'wanted one of the {type(model).__name__} that the config describes'
+        )
     return checkpoint

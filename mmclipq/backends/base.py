@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ClipQError
 from ..graph import ir
-from ..graph.patterns import FUNCTIONS, METHODS
+from ..graph.patterns import FUNCTIONS, METHODS, SHAPE_ATTRIBUTES
 
 BACKENDS: dict[str, type[Backend]] = {}
 
@@ -22,10 +22,8 @@ def register_backend(cls: type[Backend]) -> type[Backend]:
     return cls
 
 
-def build_backend(
-    name: str, graph: ir.Int8Graph, islands: nn.Module | None = None, device: str = 'cpu'
-) -> Backend:
-    """The backend called ``name`` for ``graph``; ``'auto'`` is the best one at hand.
+def backend_class(name: str) -> type[Backend]:
+    """The backend called ``name``; ``'auto'`` is the best one at hand.
 
     Raises:
         ClipQError: if there is no backend of this name.
@@ -34,7 +32,32 @@ def build_backend(
         name = 'reference'
     if name not in BACKENDS:
         raise ClipQError(f'found backend {name!r}, wanted one of {sorted(BACKENDS)} or auto')
-    return BACKENDS[name](graph, islands, device)
+    return BACKENDS[name]
+
+
+def build_backend(
+    name: str, graph: ir.Int8Graph, islands: nn.Module | None = None, device: str = 'cpu'
+) -> Backend:
+    """An executor of ``graph`` on the backend called ``name``, see :func:`backend_class`."""
+    return backend_class(name)(graph, islands, device)
+
+
+def check_call(node: ir.FloatCall) -> None:
+    """Return if the float island calls nothing but what a traced detector may call.
+
+    Graphs come from files: an attribute of one's choice reaches any module of the process.
+
+    Raises:
+        GraphError: naming the node and its target.
+    """
+    known = {'function': FUNCTIONS, 'method': METHODS}
+    allowed = node.kind in ('module', 'parameter') or node.target in known.get(node.kind, ())
+    if node.target == 'builtins.getattr':
+        allowed = node.args[1:] in {(name,) for name in SHAPE_ATTRIBUTES}
+    if not allowed:
+        raise ir.GraphError(
+            f'{node.name}: found {node.kind} {node.target!r}, which no float island may call'
+        )
 
 
 class Backend(ABC):
@@ -56,6 +79,9 @@ class Backend(ABC):
     def __init__(
         self, graph: ir.Int8Graph, islands: nn.Module | None = None, device: str = 'cpu'
     ) -> None:
+        for node in graph.nodes:
+            if isinstance(node, ir.FloatCall):
+                check_call(node)
         self.graph = graph
         self.types = graph.tensors
         self.islands = islands
@@ -126,13 +152,11 @@ class Backend(ABC):
         if node.kind == 'function':
             return FUNCTIONS[node.target](*args, **kwargs)
         if node.kind == 'method':
-            if node.target not in METHODS:
-                raise ir.GraphError(f'{node.name}: found method {node.target!r}, which no float '
-                                    'island may call')  # fmt: skip
             return getattr(args[0], node.target)(*args[1:], **kwargs)
         if node.kind == 'parameter':
             owner, _, leaf = node.target.rpartition('.')
-            return getattr(self.islands.get_submodule(owner), leaf)
+            module = self.islands.get_submodule(owner)
+            return {**module._parameters, **module._buffers}[leaf]
         return self.islands.get_submodule(node.target)(*args, **kwargs)
 
     @abstractmethod

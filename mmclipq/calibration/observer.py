@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -65,17 +66,22 @@ class OctaveHistogram:
         """Smallest ``e`` such that ``percentile`` % of the values have ``|x| <= 2**e``.
 
         Raises:
-            ClipQError: if no value was seen.
+            ClipQError: if no value was seen, or ``percentile`` is not above 0 and up to 100.
         """
+        if not 0 < percentile <= 100:
+            raise ClipQError(f'percentile: found {percentile}, wanted one above 0, at most 100')
         if not self.count:
             raise ClipQError(f'{self.name}: found no values to take a range from, wanted a batch')
-        reached = self.table[0].cumsum(0) >= self.table[0].sum() * (percentile / 100)
+        # As the decimal that was written: 99.9 % of 1000 values are 999, not a little more.
+        wanted = math.ceil(Fraction(str(percentile)) * self.count / 100)
+        reached = self.table[0].cumsum(0) >= wanted
         return fp.EXPONENT_MIN + int(reached.to(torch.uint8).argmax())
 
     def squared_error(self, exponent: int, signed: bool = True) -> float:
         """Sum of squared differences between the values and their codes' values.
 
-        Exact for values that saturate or round to zero; the others count ``step**2 / 12`` each.
+        Exact for values that round to zero or saturate at the largest code (a signed negative one
+        counts as if it did); the others count ``step**2 / 12`` each.
         """
         step = fp.step(exponent, signed)
         limit = math.ldexp(1.0, exponent) - step

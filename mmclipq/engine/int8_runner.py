@@ -9,6 +9,7 @@ from torch import nn
 
 from ..apis.export import quantize_checkpoint
 from ..apis.quantize import load_int8
+from ..backends.base import backend_class
 from ..detector import to_int8
 from ..graph.artifact import is_artifact
 from ..registry import RUNNERS
@@ -27,6 +28,7 @@ class Int8Runner(Runner):
             return
         options = dict(self.cfg.get('int8_test', {}))
         backend = options.get('backend', 'auto')
+        backend_class(backend)  # a wrong name must not cost a calibration
         device = str(next(self.model.parameters()).device)
         if is_artifact(self._load_from):
             detector = load_int8(self._load_from, device, backend)

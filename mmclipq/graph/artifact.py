@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import struct
 import tempfile
@@ -73,6 +74,8 @@ def to_json(value: Any) -> Any:
     Raises:
         ArtifactError: for a value of another kind.
     """
+    if isinstance(value, float) and not math.isfinite(value):
+        return {'$float': str(value)}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, ir.Ref):
@@ -90,6 +93,13 @@ def to_json(value: Any) -> Any:
     raise ArtifactError(f'found {value!r} of type {type(value).__name__}, wanted plain data')
 
 
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f'{name!r} is no dtype')
+    return dtype
+
+
 def from_json(value: Any) -> Any:
     """Inverse of :func:`to_json`."""
     if isinstance(value, list):
@@ -104,20 +114,22 @@ def from_json(value: Any) -> Any:
             return tuple(from_json(part) for part in item)
         if key == '$slice':
             return slice(*(from_json(part) for part in item))
+        if key == '$float':
+            return float(item)
         if key == '$dtype':
-            return getattr(torch, item)
+            return _dtype(item)
     return {key: from_json(item) for key, item in value.items()}
 
 
 def _node_to_json(node: ir.Node) -> dict[str, Any]:
     values = {f.name: getattr(node, f.name) for f in dataclasses.fields(node) if f.name != 'type'}
     kind = None if not node.type.is_codes else [node.type.exponent, node.type.signed]
-    return {'kind': type(node).__name__, 'type': kind, **to_json(values)}
+    return {'node': type(node).__name__, 'type': kind, **to_json(values)}
 
 
 def _node_from_json(record: Mapping[str, Any]) -> ir.Node:
     record = dict(record)
-    kind, tensor = record.pop('kind', None), record.pop('type', None)
+    kind, tensor = record.pop('node', None), record.pop('type', None)
     if kind not in ir.NODE_KINDS:
         raise ir.GraphError(f'found a node of kind {kind!r}, wanted one of {sorted(ir.NODE_KINDS)}')
     return ir.NODE_KINDS[kind](
@@ -238,9 +250,9 @@ def load_artifact(path: str | os.PathLike) -> Artifact:
     """
     path = Path(path)
     body = _checked_body(path)
-    (length,) = _HEADER_SIZE.unpack(body[: _HEADER_SIZE.size])
     start = _HEADER_SIZE.size
     try:
+        (length,) = _HEADER_SIZE.unpack(body[:start])
         header = json.loads(bytes(body[start : start + length]))
         blob = zstandard.ZstdDecompressor().decompress(body[start + length :])
         tensors = safetensors.torch.load(blob)
@@ -256,9 +268,11 @@ def load_artifact(path: str | os.PathLike) -> Artifact:
             from_json(header['meta']),
             header['versions'],
         )
-    except (KeyError, TypeError, ValueError, zstandard.ZstdError) as error:
+    # Whatever the readers of JSON, zstd and safetensors raise: the content is another program's.
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).split('\n')[0]
         raise ArtifactError(
-            f'{path}: found content that does not fit the format ({error}), wanted what '
+            f'{path}: found content that does not fit the format ({reason}), wanted what '
             'tools/quantize.py writes; export it again'
         ) from error
 

@@ -66,7 +66,8 @@ class Captured:
     """A traced part: run it, or lower its graph.
 
     Attributes:
-        module: Executable in float, in evaluation mode; shares the detector's modules.
+        module: Executable in float, in :func:`evaluating`; shares the detector's modules and
+            their modes.
         head: Name of the dense head inside, or None if it stays outside.
         left_out: Why the dense head stays outside; empty otherwise.
     """
@@ -119,9 +120,7 @@ def _trace(part: DensePart) -> fx.GraphModule:
             f'{where} ({type(module).__name__}): found a step whose course depends on the data '
             f'({reason}), wanted one that torch.fx can trace; int8 does not cover it'
         ) from error
-    module = fx.GraphModule(part, graph)
-    # The graph module copies only the submodules that it calls, in the mode they have now.
-    return module.eval()
+    return fx.GraphModule(part, graph)
 
 
 def dense_head_name(detector: nn.Module) -> str | None:

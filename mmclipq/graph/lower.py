@@ -23,6 +23,8 @@ class _Recorder(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule, histograms: dict[fx.Node, OctaveHistogram]) -> None:
         super().__init__(module)
+        # It would add lines of its own to the one sentence of an error.
+        self.extra_traceback = False
         self.histograms = histograms
 
     def run_node(self, n: fx.Node) -> Any:
@@ -78,6 +80,8 @@ def choose_types(
 
 def _clip_bound(user: Unit, operand: Unit) -> int | None:
     reads_as_input = user.kind in PRODUCTS and user.operands[0] is operand
+    if operand in user.operands[1:]:
+        return None
     return user.layer.input_exponent if reads_as_input else None
 
 
@@ -186,6 +190,9 @@ class _Emitter:
             if node.target not in patterns.FUNCTION_NAMES:
                 raise CaptureError(f'{unit.path}: found a call of {node.target}, wanted a function '
                                    'that a float island may call')  # fmt: skip
+            if node.target is getattr and node.args[1] not in patterns.SHAPE_ATTRIBUTES:
+                raise CaptureError(f'{unit.path}: found a read of attribute {node.args[1]!r}, '
+                                   f'wanted {sorted(patterns.SHAPE_ATTRIBUTES)}')  # fmt: skip
             kind, target = 'function', patterns.FUNCTION_NAMES[node.target]
         elif node.op == 'call_method':
             if node.target not in patterns.METHODS:

@@ -34,8 +34,9 @@ FUNCTION_NAMES = {function: name for name, function in FUNCTIONS.items()}
 
 METHODS = frozenset(
     'add add_ sub sub_ mul mul_ div div_ view reshape permute transpose flatten contiguous size '
-    'dim squeeze unsqueeze sigmoid sigmoid_ softmax tanh exp relu relu_ clamp clamp_ mean sum pow sqrt '
-    'max min abs split chunk expand expand_as repeat float type_as new_zeros new_tensor'.split()
+    'dim squeeze unsqueeze sigmoid sigmoid_ softmax tanh exp relu relu_ clamp clamp_ mean sum pow '
+    'sqrt max min abs split chunk expand expand_as repeat float type_as new_zeros '
+    'new_tensor'.split()
 )
 """Tensor methods that a float island may call."""
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ..registry import MODELS
-from .clip_mixin import ClipMixin, limit, limit_backward
+from .clip_mixin import ClipMixin, limit, limit_backward, needed
 
 
 class _ClipConv2d(torch.autograd.Function):
@@ -19,6 +17,7 @@ class _ClipConv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, exponents, rounded, geometry):
         ctx.save_for_backward(x, weight)
+        exponents = needed(x, exponents[0], rounded), needed(weight, exponents[1], rounded)
         ctx.exponents, ctx.rounded, ctx.geometry = exponents, rounded, geometry
         ctx.bias_shape = None if bias is None else list(bias.shape)
         x = limit(x, exponents[0], rounded)
@@ -57,42 +56,21 @@ class ClipConv(ClipMixin, nn.Conv2d):
     Usable as ``conv_cfg=dict(type='ClipConv', input_range=8, weight_range=0.125)``.
 
     Args:
-        input_range: Half width of the input range, a power of two, or ``'auto'``.
-        weight_range: The same for the weights.
-        round: Also round both to the fixed-point grid, straight through.
-        *args, **kwargs: Those of :class:`torch.nn.Conv2d`.
+        *args, **kwargs: Those of :class:`torch.nn.Conv2d` and of :class:`ClipMixin`.
     """
 
-    _stock_class = None
-
-    def __init__(
-        self,
-        *args: Any,
-        input_range: float | str = 'auto',
-        weight_range: float | str = 'auto',
-        round: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.set_clip(input_range, weight_range, round)
-
     def forward(self, x: Tensor) -> Tensor:
-        """Float tensor ``(N, C, H, W)`` to ``(N, K, P, Q)``."""
+        """Float tensor ``(N, C, H, W)`` to ``(N, K, P, Q)``, or both without ``N``."""
         self._observe(x)
-        weight, bias, padding = self.weight, self.bias, self.padding
-        if torch.is_autocast_enabled(x.device.type):
-            # A custom function is not autocast. Limits are powers of two: casting first is exact.
-            dtype = torch.get_autocast_dtype(x.device.type)
-            x, weight = x.to(dtype), weight.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
-        if self.padding_mode != 'zeros' or isinstance(padding, str):
-            mode = 'constant' if self.padding_mode == 'zeros' else self.padding_mode
-            x = F.pad(x, self._reversed_padding_repeated_twice, mode=mode)
-            padding = (0, 0)
-        geometry = self.stride, padding, self.dilation, self.groups
+        (x, weight, bias), padding = self.autocast(x), self.padding
         exponents = self.input_exponent, self.weight_exponent
         with torch.autocast(x.device.type, enabled=False):
+            if self.padding_mode != 'zeros' or isinstance(padding, str):
+                mode = 'constant' if self.padding_mode == 'zeros' else self.padding_mode
+                x = F.pad(x, self._reversed_padding_repeated_twice, mode=mode)
+                padding = (0, 0)
+            geometry = self.stride, padding, self.dilation, self.groups
+            if x.dim() == 3:
+                x = x[None]
+                return _ClipConv2d.apply(x, weight, bias, exponents, self.rounded, geometry)[0]
             return _ClipConv2d.apply(x, weight, bias, exponents, self.rounded, geometry)
-
-    def extra_repr(self) -> str:
-        return f'{super().extra_repr()}, {self.clip_repr()}'

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ..registry import MODELS
-from .clip_mixin import ClipMixin, limit, limit_backward
+from .clip_mixin import ClipMixin, limit, limit_backward, needed
 
 
 class _ClipLinear(torch.autograd.Function):
@@ -19,6 +17,7 @@ class _ClipLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, exponents, rounded):
         ctx.save_for_backward(x, weight)
+        exponents = needed(x, exponents[0], rounded), needed(weight, exponents[1], rounded)
         ctx.exponents, ctx.rounded = exponents, rounded
         return F.linear(limit(x, exponents[0], rounded), limit(weight, exponents[1], rounded), bias)
 
@@ -45,38 +44,15 @@ class ClipLinear(ClipMixin, nn.Linear):
     """``y = clip(x) @ clip(weight).T + bias`` in float; gradients are 0 outside the ranges.
 
     Args:
-        input_range: Half width of the input range, a power of two, or ``'auto'``.
-        weight_range: The same for the weights.
-        round: Also round both to the fixed-point grid, straight through.
-        *args, **kwargs: Those of :class:`torch.nn.Linear`.
+        *args, **kwargs: Those of :class:`torch.nn.Linear` and of :class:`ClipMixin`.
     """
-
-    _stock_class = None
-
-    def __init__(
-        self,
-        *args: Any,
-        input_range: float | str = 'auto',
-        weight_range: float | str = 'auto',
-        round: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.set_clip(input_range, weight_range, round)
 
     def forward(self, x: Tensor) -> Tensor:
         """Float tensor ``(*, in_features)`` to ``(*, out_features)``."""
         self._observe(x)
-        weight, bias = self.weight, self.bias
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-            x, weight = x.to(dtype), weight.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
+        x, weight, bias = self.autocast(x)
         exponents = self.input_exponent, self.weight_exponent
         with torch.autocast(x.device.type, enabled=False):
             if x.dim() == 1:
                 return _ClipLinear.apply(x[None], weight, bias, exponents, self.rounded)[0]
             return _ClipLinear.apply(x, weight, bias, exponents, self.rounded)
-
-    def extra_repr(self) -> str:
-        return f'{super().extra_repr()}, {self.clip_repr()}'

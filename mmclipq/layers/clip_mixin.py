@@ -25,6 +25,8 @@ def parse_range(value: float | str, name: str) -> int | None:
         if value != AUTO:
             raise ClipQError(f"{name}: found {value!r}, wanted 'auto' or a power of two such as 8")
         return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ClipQError(f"{name}: found {value!r}, wanted 'auto' or a power of two such as 8")
     return fp.range_exponent(value, name)
 
 
@@ -35,13 +37,26 @@ def limit(x: Tensor, exponent: int | None, rounded: bool) -> Tensor:
     return fp.quantize(x, exponent) if rounded else fp.clip(x, exponent)
 
 
+def needed(x: Tensor, exponent: int | None, rounded: bool) -> int | None:
+    """``exponent`` if limiting ``x`` to it could change a value, else None.
+
+    On a CPU one reading pass costs less than the copies and masks of a clip that changes nothing,
+    which is the usual case for weights. On a GPU it would cost a synchronization.
+    """
+    if exponent is None or rounded or x.device.type != 'cpu' or not x.numel():
+        return exponent
+    bound = math.ldexp(1.0, exponent)
+    low, high = torch.aminmax(x)
+    return None if -bound <= float(low) and float(high) <= bound else exponent
+
+
 def limit_backward(grad: Tensor, x: Tensor, exponent: int | None) -> Tensor:
     """Gradient before :func:`limit`: ``grad`` where ``|x| <= 2**exponent``, 0 elsewhere."""
     if exponent is None:
         return grad
     bound = math.ldexp(1.0, exponent)
     if x.dtype != torch.float32:
-        return torch.ops.aten.clamp_backward(grad, x, -bound, bound)
+        return grad.masked_fill(x.abs() > bound, 0)
     # hardtanh_backward is one vectorised pass but excludes its bounds: widen them by one unit.
     bound = math.ldexp(1.0 + torch.finfo(torch.float32).eps, exponent)
     return torch.ops.aten.hardtanh_backward(grad, x, -bound, bound)
@@ -49,6 +64,12 @@ def limit_backward(grad: Tensor, x: Tensor, exponent: int | None) -> Tensor:
 
 class ClipMixin:
     """Mechanics shared by :class:`ClipConv` and :class:`ClipLinear`.
+
+    Args:
+        input_range: Half width of the input range, a power of two, or ``'auto'``.
+        weight_range: The same for the weights.
+        round: Also round both to the fixed-point grid, straight through.
+        *args, **kwargs: Those of the ``torch.nn`` base.
 
     A layer class lists this mixin before its ``torch.nn`` base and implements ``forward`` with
     one autograd function that recomputes the clipped input in its backward pass, so that clipping
@@ -67,7 +88,18 @@ class ClipMixin:
     weight_exponent: int | None
     rounded: bool
     observer: OctaveHistogram | None
-    _stock_class: type[nn.Module] | None
+    _stock_class: type[nn.Module] | None = None
+
+    def __init__(
+        self,
+        *args: Any,
+        input_range: float | str = AUTO,
+        weight_range: float | str = AUTO,
+        round: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.set_clip(input_range, weight_range, round)
 
     def set_clip(
         self,
@@ -95,7 +127,7 @@ class ClipMixin:
         Raises:
             ClipQError: if the layer was built as a clipped layer, so there is no other class.
         """
-        if getattr(self, '_stock_class', None) is None:
+        if self._stock_class is None:
             raise ClipQError(
                 f'{type(self).__name__} was built from a config, found no stock class to return '
                 'to; build the model without it'
@@ -108,24 +140,42 @@ class ClipMixin:
     def find_weight_range(self, name: str = 'weight') -> None:
         """Set an open weight range to the power of two that holds the current weights.
 
+        Weights that are all zero, as zero-initialised layers have, leave it open: the smallest
+        range would keep them at zero for ever.
+
         Raises:
             ClipQError: if the weights hold NaN or infinity.
         """
         if self.weight_exponent is None:
             weight = self.weight.detach()
             fp.check_finite(weight, name)
-            self.weight_exponent = fp.holding_exponent(float(weight.abs().max()))
+            largest = float(weight.abs().max())
+            if largest > 0:
+                self.weight_exponent = fp.holding_exponent(largest)
 
     def _observe(self, x: Tensor) -> None:
         if self.observer is not None:
             self.observer.update(x.detach())
 
-    def clip_repr(self) -> str:
-        """The ranges in words, for ``extra_repr``."""
+    def autocast(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Input, weight and bias in the autocast dtype where autocast is on.
+
+        Custom functions are not autocast. Limits are powers of two, so casting before the clip
+        gives what casting after it would.
+        """
+        weight, bias = self.weight, self.bias
+        if not torch.is_autocast_enabled(x.device.type):
+            return x, weight, bias
+        dtype = torch.get_autocast_dtype(x.device.type)
+        return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+    def extra_repr(self) -> str:
 
         def show(exponent: int | None) -> str:
             return AUTO if exponent is None else f'±{math.ldexp(1.0, exponent):g}'
 
-        return f'input={show(self.input_exponent)}, weight={show(self.weight_exponent)}' + (
-            ', round=True' if self.rounded else ''
+        rounded = ', round=True' if self.rounded else ''
+        return (
+            f'{super().extra_repr()}, input={show(self.input_exponent)}, '
+            f'weight={show(self.weight_exponent)}{rounded}'
         )

@@ -2,5 +2,6 @@
 
 from ..layers import ClipConv, ClipLinear
 from .losses import LqLoss
+from .roi_heads import SVDBBoxHead
 
-__all__ = ['ClipConv', 'ClipLinear', 'LqLoss']
+__all__ = ['ClipConv', 'ClipLinear', 'LqLoss', 'SVDBBoxHead']

@@ -18,6 +18,7 @@ from ...prepare import (
     finish_input_observation,
     load_ranges_state,
     prepare_model,
+    prepare_options,
     ranges_state,
     start_input_observation,
 )
@@ -37,7 +38,6 @@ DEFAULTS: dict[str, Any] = {
 }
 """Options of the ``clipq`` section of a config and their defaults."""
 
-PREPARE_OPTIONS = ('input_range', 'weight_range', 'round', 'rules', 'first_layer', 'last_layer')
 CHECKPOINT_KEY = 'clipq'
 
 
@@ -45,12 +45,20 @@ def clipq_options(section: Mapping[str, Any] | None, **overrides: Any) -> dict[s
     """The ``clipq`` section with defaults filled in.
 
     Raises:
-        ClipQError: naming an option that does not exist.
+        ClipQError: naming an option that does not exist or a number that makes no sense.
     """
     options = {**DEFAULTS, **(section or {}), **overrides}
     unknown = sorted(set(options) - set(DEFAULTS))
     if unknown:
         raise ClipQError(f'clipq: found options {unknown}, wanted some of {sorted(DEFAULTS)}')
+    if options['observe_iters'] < 1:
+        raise ClipQError(
+            f'clipq: found observe_iters={options["observe_iters"]}, wanted at least 1'
+        )
+    if not 0 < options['percentile'] <= 100:
+        raise ClipQError(
+            f'clipq: found percentile={options["percentile"]}, wanted one above 0, at most 100'
+        )
     return options
 
 
@@ -83,12 +91,13 @@ class ClipQHook(Hook):
         self._remaining = 0
 
     def before_run(self, runner: Runner) -> None:
+        if self._options:  # the same runner trained before
+            return
         self._options = clipq_options(runner.cfg.get('clipq'), **self._overrides)
         model = unwrapped(runner.model)
-        if next(clip_layers(model), None) is None:
-            report = prepare_model(model, **{k: self._options[k] for k in PREPARE_OPTIONS})
-            runner.logger.info(f'mmclipq: {report}')
-        if self._options['lq'] is not None and self._loss is None:
+        report = prepare_model(model, **prepare_options(self._options))
+        runner.logger.info(f'mmclipq: {report}')
+        if self._options['lq'] is not None:
             self._loss = MODELS.build({'type': 'LqLoss', **self._options['lq']})
             model.register_forward_hook(self._add_loss, with_kwargs=True)
 
@@ -125,9 +134,12 @@ class ClipQHook(Hook):
     def _finish_observation(self, runner: Runner) -> None:
         model = unwrapped(runner.model)
         finish_input_observation(model, self._options['percentile'])
-        found = [e for e, _ in ranges_state(model).values() if e is not None]
+        exponents = [exponent for exponent, _ in ranges_state(model).values()]
+        found = [exponent for exponent in exponents if exponent is not None]
+        span = f'2^{min(found)} to 2^{max(found)}' if found else 'none'
         runner.logger.info(
-            f'mmclipq: input ranges found, 2^{min(found)} to 2^{max(found)}; clipping from now on'
+            f'mmclipq: input ranges found for {len(found)} of {len(exponents)} layers, {span}; '
+            'clipping from now on'
         )
 
     def _add_loss(self, model: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:

@@ -69,5 +69,7 @@ class Int8ExportHook(Hook):
             summary = export_checkpoint(runner.cfg, checkpoint, out, calib_images=self.calib_images)
         except ClipQError as error:
             runner.logger.error(f'mmclipq: no int8 file for {checkpoint}: {error}')
+        except Exception:  # a full disk or a defect must not cost the training
+            runner.logger.exception(f'mmclipq: no int8 file for {checkpoint}')
         else:
             runner.logger.info(f'mmclipq: {summary}')

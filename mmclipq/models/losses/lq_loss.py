@@ -20,6 +20,12 @@ def lq_target(weight: Tensor, exponent: int, target: str) -> Tensor:
     return fp.quantize(weight, exponent) if target == 'grid' else fp.clip(weight, exponent)
 
 
+def _blocks(weight: Tensor) -> tuple[Tensor, ...]:
+    """Flat pieces of ``weight`` that stay in a CPU's cache between two elementwise passes."""
+    flat = weight.flatten()
+    return flat.split(1 << 18) if flat.device.type == 'cpu' else (flat,)
+
+
 class _SquaredDistance(torch.autograd.Function):
     """``sum((w - C(w))**2)`` with ``C(w)`` constant; recomputes ``C(w)`` rather than keep it."""
 
@@ -27,12 +33,16 @@ class _SquaredDistance(torch.autograd.Function):
     def forward(ctx, weight, exponent, target):
         ctx.save_for_backward(weight)
         ctx.arguments = exponent, target
-        return (weight - lq_target(weight, exponent, target)).square_().sum()
+        distances = [(w - lq_target(w, exponent, target)).square_().sum() for w in _blocks(weight)]
+        return torch.stack(distances).sum()
 
     @staticmethod
     def backward(ctx, grad):
         (weight,) = ctx.saved_tensors
-        return (weight - lq_target(weight, *ctx.arguments)).mul_(2 * grad), None, None
+        gradient = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        for part, w in zip(_blocks(gradient), _blocks(weight), strict=True):
+            torch.sub(w, lq_target(w, *ctx.arguments), out=part).mul_(2 * grad)
+        return gradient, None, None
 
 
 @MODELS.register_module()

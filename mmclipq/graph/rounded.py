@@ -1,0 +1,128 @@
+"""The prepared float model with rounding on, tensor by tensor beside the integer graph.
+
+This is the training simulation of what the graph computes: stock convolutions, batch norms and
+activations in float32, each tensor rounded to its grid where the graph has codes. Batch norm
+rounds in another order there, so single codes may differ by one step. Because a differing code
+changes what the next layer reads, the count is also taken with every layer reading the integer
+graph's own codes, which shows the layers' own differences alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .. import fixed_point as fp
+from . import ir
+from .capture import evaluating
+from .plan import PRODUCTS, make_plan
+
+
+@dataclass(frozen=True)
+class CodeDifference:
+    """How one tensor's codes differ between two executions.
+
+    Attributes:
+        differing: Number of codes that differ.
+        total: Number of codes.
+        largest: Largest difference in steps.
+    """
+
+    differing: int
+    total: int
+    largest: int
+
+    @property
+    def rate(self) -> float:
+        return self.differing / self.total
+
+
+def compare_codes(found: Tensor, wanted: Tensor) -> CodeDifference:
+    """Difference of two tensors of codes of one shape and dtype."""
+    distance = (found.int() - wanted.int()).abs()
+    return CodeDifference(int((distance > 0).sum()), distance.numel(), int(distance.max()))
+
+
+class RoundedExecution(fx.Interpreter):
+    """Runs a traced part in float32 with the graph's rounding, like a backend.
+
+    Args:
+        module: The traced part that the graph was lowered from.
+        graph: The graph, for ranges and weight codes.
+        non_negative_input: As it was in lowering.
+    """
+
+    def __init__(
+        self, module: fx.GraphModule, graph: ir.Int8Graph, non_negative_input: bool = False
+    ) -> None:
+        super().__init__(module)
+        self.int8_graph = graph
+        types, nodes = graph.tensors, {node.name: node for node in graph.nodes}
+        self._result: dict[fx.Node, tuple[str, ir.TensorType]] = {}
+        self._product: dict[fx.Node, ir.Product] = {}
+        for unit in make_plan(module, non_negative_input).units:
+            name = unit.path if types[unit.path].is_codes else f'{unit.path}.codes'
+            if unit.wants_codes:
+                self._result[unit.node] = name, types[name]
+            if unit.kind in PRODUCTS:
+                self._product[unit.start] = nodes[unit.path]
+        self._types = types
+        self._forced: Mapping[str, Tensor] = {}
+        self.found: dict[str, Tensor] = {}
+
+    name = 'rounded'
+
+    @torch.no_grad()
+    def run(self, image: Tensor, forced: Mapping[str, Tensor] | None = None) -> Any:
+        """Outputs for preprocessed images ``(N, C, H, W)``; the codes are in ``found`` afterwards.
+
+        Args:
+            image: Float32 images.
+            forced: Codes by tensor name that replace this execution's own once they are recorded.
+        """
+        self._forced, self.found = forced or {}, {}
+        with evaluating(self.module):
+            return super().run(image)
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = self._run_product(n) if n in self._product else super().run_node(n)
+        if n not in self._result:
+            return result
+        name, kind = self._result[n]
+        codes = fp.encode(result, kind.exponent, kind.signed)
+        self.found[name] = codes
+        return fp.decode(self._forced.get(name, codes), kind.exponent)
+
+    def _run_product(self, n: fx.Node) -> Tensor:
+        """The stock layer on the rounded input with the weights that the codes stand for."""
+        product, layer = self._product[n], self.fetch_attr(n.target)
+        kind = self._types[product.x]
+        (x,) = self.map_nodes_to_values(n.args, n)
+        x = fp.quantize(x, kind.exponent, kind.signed)
+        constants = self.int8_graph.constants
+        weight = fp.decode(constants[product.weight], constants[product.exponents], axis=0)
+        state = layer.weight.data, layer.input_exponent, layer.weight_exponent
+        layer.weight.data, layer.input_exponent, layer.weight_exponent = weight.to(x), None, None
+        try:
+            return layer(x)
+        finally:
+            layer.weight.data, layer.input_exponent, layer.weight_exponent = state
+
+
+def compare_with_graph(
+    execution: RoundedExecution, codes: Mapping[str, Tensor], image: Tensor, forced: bool
+) -> dict[str, CodeDifference]:
+    """Per tensor, how the rounded model differs from the integer graph's ``codes``.
+
+    Args:
+        execution: The rounded model.
+        codes: Codes of the reference backend for ``image`` by tensor name.
+        image: Preprocessed images.
+        forced: Whether every layer reads the graph's codes rather than the model's own.
+    """
+    execution.run(image, codes if forced else None)
+    return {name: compare_codes(found, codes[name]) for name, found in execution.found.items()}

@@ -1,0 +1,3 @@
+from .bbox_heads import SVDBBoxHead
+
+__all__ = ['SVDBBoxHead']

@@ -1,0 +1,3 @@
+from .svd_bbox_head import SVDBBoxHead
+
+__all__ = ['SVDBBoxHead']

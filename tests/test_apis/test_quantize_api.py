@@ -1,0 +1,346 @@
+"""Quantize, save, load: identical codes and predictions; a sentence for every bad input."""
+
+import copy
+
+import pytest
+import torch
+from mmdet.models.detectors import FasterRCNN, RetinaNet, YOLOV3
+from mmengine.hub import get_config
+from mmengine.runner import save_checkpoint
+
+from mmclipq import Int8Detector
+from mmclipq.apis import (
+    build_detector,
+    load_float_checkpoint,
+    load_int8,
+    quantize,
+    save_int8,
+)
+from mmclipq.apis.calibration_data import config_batches
+from mmclipq.apis.quantize import cannot_be_negative
+from mmclipq.detector import to_int8
+from mmclipq.errors import ClipQError
+from mmclipq.graph.artifact import ArtifactError, load_artifact, save_artifact
+from mmclipq.graph.ir import GraphError
+
+
+@pytest.fixture
+def batches(cfg):
+    return list(config_batches(cfg, 4))
+
+
+@pytest.fixture
+def saved(cfg, float_model, batches, tmp_path):
+    """The int8 detector in memory, and the file of the same graph."""
+    quantized = quantize(float_model, copy.deepcopy(batches))
+    path = tmp_path / 'digits.clipq'
+    meta = {'classes': tuple('0123456789'), 'palette': [(1, 2, 3)] * 10, 'other': object()}
+    save_int8(path, float_model, quantized, cfg, meta)
+    memory = to_int8(float_model, quantized.graph, quantized.head, quantized.captured)
+    return memory, path
+
+
+def boxes(results):
+    return [
+        (r.pred_instances.bboxes, r.pred_instances.scores, r.pred_instances.labels) for r in results
+    ]
+
+
+def assert_same(found, wanted):
+    assert len(found) == len(wanted)
+    for ours, theirs in zip(boxes(found), boxes(wanted), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def predict(model, batch):
+    with torch.no_grad():
+        return model.test_step(copy.deepcopy(batch))
+
+
+def test_file_and_memory_give_the_same_codes_and_boxes(saved, batches):
+    memory, path = saved
+    loaded = load_int8(path)
+    for batch in batches:
+        image = memory.data_preprocessor(copy.deepcopy(batch), False)['inputs']
+        found, wanted = loaded.int8_backend.codes(image), memory.int8_backend.codes(image)
+        assert list(found) == list(wanted)
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+        results = predict(memory, batch)
+        assert len(results[0].pred_instances) > 0
+        assert_same(predict(loaded, batch), results)
+
+
+def test_loaded_detector_is_stock_and_more(saved, cfg):
+    _, path = saved
+    loaded = load_int8(path)
+    assert isinstance(loaded, Int8Detector)
+    assert isinstance(loaded, YOLOV3)
+    assert isinstance(loaded.bbox_head, build_detector(cfg.model).bbox_head.__class__)
+    assert type(loaded).__name__ == 'Int8YOLOV3'
+    assert type(loaded) is type(load_int8(path))
+    assert not any(module.training for module in loaded.modules())
+    assert loaded.dataset_meta == {'classes': tuple('0123456789'), 'palette': [(1, 2, 3)] * 10}
+    assert loaded.cfg.test_dataloader.dataset.pipeline == cfg.test_dataloader.dataset.pipeline
+    # No float weights of what the graph computes remain.
+    assert not list(loaded.parameters())
+
+
+def test_same_detector_gives_the_same_file(saved, cfg, float_model, tmp_path, batches):
+    _, path = saved
+    again = tmp_path / 'again.clipq'
+    save_artifact(again, load_artifact(path))
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_float_detector_is_unchanged(float_model, batches):
+    float_model.eval()
+    before = {key: value.clone() for key, value in float_model.state_dict().items()}
+    identities = {key: id(value) for key, value in float_model.named_parameters()}
+    wanted = [predict(float_model, batch) for batch in batches]
+    float_model.train()
+    modes = [module.training for module in float_model.modules()]
+    quantize(float_model, copy.deepcopy(batches))
+    assert [module.training for module in float_model.modules()] == modes
+    assert {key: id(value) for key, value in float_model.named_parameters()} == identities
+    after = float_model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    float_model.eval()
+    for batch, results in zip(batches, wanted, strict=True):
+        assert_same(predict(float_model, batch), results)
+
+
+def test_quantizing_twice_gives_the_same_graph(float_model, batches):
+    first = quantize(float_model, copy.deepcopy(batches)).graph
+    second = quantize(float_model, copy.deepcopy(batches)).graph
+    assert first.nodes == second.nodes
+    assert all(torch.equal(first.constants[k], second.constants[k]) for k in first.constants)
+
+
+def test_empty_predictions(saved, batches):
+    memory, path = saved
+    memory.bbox_head.test_cfg.score_thr = memory.bbox_head.test_cfg.conf_thr = 2.0
+    (result,) = predict(memory, batches[0])
+    assert result.pred_instances.bboxes.shape == (0, 4)
+
+
+def test_calibrates_on_tensors_too(float_model, batches):
+    images = [float_model.data_preprocessor(copy.deepcopy(b), False)['inputs'] for b in batches]
+    found, wanted = quantize(float_model, images), quantize(float_model, copy.deepcopy(batches))
+    assert found.graph.nodes == wanted.graph.nodes
+
+
+def test_no_images(float_model):
+    with pytest.raises(ClipQError, match='calibration: found no images'):
+        quantize(float_model, [])
+
+
+@pytest.mark.parametrize('name', ['backbone.conv1.conv', 'bbox_head.convs_pred.2'])
+def test_nan_weights_name_the_layer(float_model, batches, name):
+    float_model.get_submodule(name).weight.data[0, 0] = float('nan')
+    with pytest.raises(ClipQError, match=rf'{name}\.weight: found \d+ NaN'):
+        quantize(float_model, batches)
+
+
+LIGHT = {
+    RetinaNet: (
+        'retinanet/retinanet_r18_fpn_1x_coco.py',
+        {'model.bbox_head.stacked_convs': 1, 'model.bbox_head.num_classes': 3},
+    ),
+    FasterRCNN: (
+        'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+        {
+            'model.backbone.depth': 18,
+            'model.neck.in_channels': [64, 128, 256, 512],
+            'model.roi_head.bbox_head.fc_out_channels': 64,
+            'model.roi_head.bbox_head.num_classes': 3,
+            'model.test_cfg.rpn.max_per_img': 20,
+            'model.test_cfg.rcnn.score_thr': 0.0,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize('kind', LIGHT)
+def test_detectors_with_islands(kind, batches, tmp_path):
+    """Feature pyramids, islands and an RoI head that stays in float survive the file."""
+    name, changes = LIGHT[kind]
+    cfg = get_config(f'mmdet::{name}')
+    cfg.merge_from_dict(changes)
+    torch.manual_seed(0)
+    model = build_detector(cfg.model, random=True).eval()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.Conv2d) and 'retina_cls' in str(module):
+                module.weight.normal_(0, 0.1)
+    if kind is RetinaNet:
+        torch.nn.init.zeros_(model.bbox_head.retina_cls.bias)
+    quantized = quantize(model, copy.deepcopy(batches[:2]))
+    assert (quantized.head == 'rpn_head') == (kind is FasterRCNN)
+    assert ('roi_head' in quantized.left) == (kind is FasterRCNN)
+    path = tmp_path / 'light.clipq'
+    save_int8(path, model, quantized, cfg, {})
+    memory = to_int8(model, quantized.graph, quantized.head, quantized.captured)
+    loaded = load_int8(path)
+    assert isinstance(loaded, (Int8Detector, kind))
+    wanted = predict(memory, batches[3])
+    assert len(wanted[0].pred_instances) > 0
+    assert_same(predict(loaded, batches[3]), wanted)
+    assert_same(predict(load_int8(path, backend='simulated'), batches[3]), wanted)
+
+
+def altered(path, change):
+    artifact = load_artifact(path)
+    change(artifact)
+    save_artifact(path, artifact)
+    return path
+
+
+@pytest.mark.parametrize(
+    'kind',
+    [
+        'os.system',
+        'subprocess.Popen',
+        'torch.load',
+        'mmengine.load',
+        'mmengine.fileio.load',
+        'mmcv.convert_video',
+        'mmdet.apis.init_detector',
+        'mmdet.no_such_thing',
+        'no type',
+        '',
+    ],
+)
+@pytest.mark.parametrize('place', ['model', 'backbone', 'list', 'pipeline'])
+def test_types_that_are_import_paths_are_refused(saved, kind, place):
+    def change(artifact):
+        config = artifact.config
+        evil = {'type': kind, 'file': 'x'}
+        if place == 'backbone':
+            config['model']['backbone'] = evil
+        elif place == 'list':
+            config['model']['neck'] = {'type': 'YOLOV3Neck', 'parts': [({'a': evil},)]}
+        else:
+            config[place] = evil if place == 'model' else [evil]
+
+    path = altered(saved[1], change)
+    with pytest.raises(ArtifactError, match=rf"digits\.clipq: found the type '{kind}'"):
+        load_int8(path)
+
+
+@pytest.mark.parametrize('prefix', ['mmdet.', 'mmclipq.', 'mmengine.'])
+def test_registered_types_with_a_scope_are_accepted(saved, prefix):
+    names = {'mmdet.': 'YOLOV3', 'mmclipq.': 'ClipConv', 'mmengine.': 'Conv2d'}
+
+    def change(artifact):
+        if prefix == 'mmdet.':
+            artifact.config['model']['type'] = prefix + names[prefix]
+        else:
+            artifact.config['model']['backbone']['conv_cfg'] = {'type': prefix + names[prefix]}
+
+    assert isinstance(load_int8(altered(saved[1], change)), YOLOV3)
+
+
+def test_foreign_calls_in_a_file_are_refused(saved):
+    from mmclipq.graph import ir
+
+    def change(artifact):
+        call = ir.FloatCall('evil', ir.FLOAT, 'function', 'os.system', ('true',))
+        graph = artifact.graph
+        artifact.graph = ir.Int8Graph((*graph.nodes, call), graph.outputs, graph.constants)
+
+    with pytest.raises(GraphError, match="evil: found function 'os.system'"):
+        load_int8(altered(saved[1], change))
+
+
+def test_parameters_that_do_not_fit(saved):
+    def change(artifact):
+        artifact.parameters['backbone.extra'] = torch.zeros(1)
+
+    with pytest.raises(ArtifactError, match=r"digits\.clipq: .* first 'backbone\.extra'"):
+        load_int8(altered(saved[1], change))
+
+
+def test_unknown_backend(saved):
+    with pytest.raises(ClipQError, match="found backend 'fpga'"):
+        load_int8(saved[1], backend='fpga')
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (None, 'found no file'),
+        (b'', 'found no readable checkpoint'),
+        (b'text', 'found no readable checkpoint'),
+        ({}, 'found no state_dict'),
+        ([1, 2], 'found no state_dict'),
+        ({'state_dict': 3}, 'found no state_dict'),
+    ],
+)
+def test_unreadable_checkpoints(float_model, tmp_path, content, message):
+    path = tmp_path / 'bad.pth'
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(ClipQError, match=rf'bad\.pth: {message}') as caught:
+        load_float_checkpoint(float_model, path)
+    assert '\n' not in str(caught.value)
+
+
+def test_truncated_checkpoint(float_model, checkpoint):
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-500])
+    with pytest.raises(ClipQError, match=r'float\.pth: found no readable checkpoint'):
+        load_float_checkpoint(float_model, checkpoint)
+
+
+def test_checkpoint_with_code_is_not_run(float_model, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / 'made'), 'w'))
+
+    path = tmp_path / 'evil.pth'
+    torch.save({'state_dict': {}, 'meta': Evil()}, path)
+    with pytest.raises(ClipQError, match=r'evil\.pth: found no readable checkpoint'):
+        load_float_checkpoint(float_model, path)
+    assert not (tmp_path / 'made').exists()
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda s: s.pop('neck.conv1.conv.weight'), r"it lacks 'neck\.conv1\.conv\.weight'"),
+        (lambda s: s.update(extra=torch.zeros(1)), "it has 'extra'"),
+        (
+            lambda s: s.update({'neck.conv1.conv.weight': torch.zeros(3, 2, 1, 1)}),
+            r"found 'neck\.conv1\.conv\.weight' of shape \(3, 2, 1, 1\)",
+        ),
+    ],
+)
+def test_checkpoint_of_another_architecture(float_model, tmp_path, change, message):
+    state = dict(float_model.state_dict())
+    change(state)
+    path = tmp_path / 'other.pth'
+    save_checkpoint({'state_dict': state}, str(path))
+    before = {key: value.clone() for key, value in float_model.state_dict().items()}
+    with pytest.raises(ClipQError, match=rf'other\.pth: .*{message}'):
+        load_float_checkpoint(float_model, path)
+    after = float_model.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'wanted'),
+    [
+        (dict(mean=[0, 0, 0], std=[255, 255, 255]), True),
+        (dict(mean=[-1, 0, 0], std=[1, 1, 1]), True),
+        (dict(mean=[0, 0, 0.5], std=[1, 1, 1]), False),
+        (dict(mean=[0, 0, 0], std=[1, 1, 1], pad_value=-1), False),
+        (dict(), True),
+        (dict(pad_value=-1), False),
+    ],
+)
+def test_sign_of_the_images(settings, wanted):
+    from mmdet.models import DetDataPreprocessor
+
+    assert cannot_be_negative(DetDataPreprocessor(**settings)) is wanted

@@ -1,0 +1,127 @@
+"""Int8ExportHook: which files it writes when, from which weights, and what a failure costs."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmclipq import fixed_point as fp
+from mmclipq.graph import artifact
+from mmclipq.graph.artifact import load_artifact
+
+HOOKS = [dict(type='mmclipq.ClipQHook'), dict(type='mmclipq.Int8ExportHook')]
+BEST = {
+    'default_hooks.checkpoint.save_best': 'test/score',
+    'default_hooks.checkpoint.rule': 'greater',
+    'default_hooks.checkpoint.interval': 9,
+    'default_hooks.checkpoint.save_last': False,
+    'train_cfg.val_interval': 1,
+}
+
+
+def written(runner) -> list[str]:
+    """Names of the exported and of any unfinished files."""
+    names = (path.name for path in Path(runner.work_dir).iterdir())
+    return sorted(name for name in names if name.endswith(('.clipq', '.part')))
+
+
+def test_last_checkpoint_is_exported_with_a_summary(make_runner, log_of):
+    skip = [dict(pattern='bbox_head.convs_pred.0', skip=True)]
+    runner = make_runner(custom_hooks=HOOKS, **{'clipq.rules': skip})
+    runner.train()
+    assert written(runner) == ['epoch_1_int8.clipq']
+    path = Path(runner.work_dir) / 'epoch_1_int8.clipq'
+    log = log_of(runner)
+    pattern = (
+        rf'{re.escape(str(path))}: ([\d.]+) MiB, ([\d.]+)% of ([\d.]+) MiB float32, '
+        r'(\d+) layers int8, (\d+) steps left in float'
+    )
+    size, percent, float_size, layers, left = re.search(pattern, log).groups()
+    parameters = sum(p.numel() * 4 for p in runner.model.parameters())
+    assert size == f'{path.stat().st_size / 2**20:.2f}'
+    assert float_size == f'{parameters / 2**20:.2f}'
+    assert percent == f'{path.stat().st_size / parameters:.2%}'.rstrip('%')
+    products = {node.weight for node in load_artifact(path).graph.products()}
+    assert int(layers) == len(products) == 74
+    assert int(left) >= 1
+    assert '  float: bbox_head.convs_pred.0' in log
+
+
+def test_every_new_best_checkpoint_is_exported(make_runner):
+    runner = make_runner(
+        custom_hooks=HOOKS,
+        **BEST,
+        **{'train_cfg.max_epochs': 3, 'val_evaluator.values': [0.1, 0.3, 0.2]},
+    )
+    runner.train()
+    names = [f'best_test_score_epoch_{epoch}_int8.clipq' for epoch in (1, 2)]
+    assert written(runner) == names
+
+
+def test_best_false_exports_the_last_only(make_runner):
+    hooks = [HOOKS[0], dict(type='mmclipq.Int8ExportHook', best=False)]
+    options = {**BEST, 'default_hooks.checkpoint.save_last': True}
+    runner = make_runner(custom_hooks=hooks, **options)
+    runner.train()
+    assert written(runner) == ['epoch_1_int8.clipq']
+
+
+def test_without_a_checkpoint_it_says_so(make_runner, log_of):
+    options = {'default_hooks.checkpoint.interval': 9, 'default_hooks.checkpoint.save_last': False}
+    runner = make_runner(custom_hooks=HOOKS, **options)
+    runner.train()
+    assert written(runner) == []
+    assert 'mmclipq: found no checkpoint of this training' in log_of(runner)
+
+
+def test_averaged_weights_of_the_checkpoint_are_exported(make_runner):
+    ema = dict(type='EMAHook', momentum=0.5)
+    runner = make_runner(custom_hooks=[ema, *HOOKS], **{'optim_wrapper.optimizer.lr': 0.01})
+    runner.train()
+    folder = Path(runner.work_dir)
+    saved = torch.load(folder / 'epoch_1.pth', weights_only=True)['state_dict']
+    exported = load_artifact(folder / 'epoch_1_int8.clipq').graph
+    raw = runner.model.state_dict()
+    other = 0
+    for node in exported.products():
+        key = node.weight
+        exponents = exported.constants[node.exponents]
+        codes = exported.constants[key]
+        assert torch.equal(codes, fp.encode(saved[key], exponents, axis=0)), key
+        other += not torch.equal(codes, fp.encode(raw[key], exponents, axis=0))
+    assert other > 70
+
+
+def test_exporting_does_not_change_the_training(make_runner):
+    options = {'train_cfg.max_epochs': 2, **BEST, 'val_evaluator.values': [0.1, 0.2]}
+    plain = make_runner(**options)
+    plain.train()
+    exporting = make_runner(custom_hooks=HOOKS, **options)
+    exporting.train()
+    assert len(written(exporting)) == 2
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(exporting.model.state_dict()[name], value), name
+
+
+def full_disk(*args):
+    raise OSError(28, 'No space left on device')
+
+
+@pytest.mark.parametrize('failure', ['option', 'disk'])
+def test_failing_export_does_not_stop_the_training(make_runner, log_of, monkeypatch, failure):
+    options = {'train_cfg.max_epochs': 2, **BEST, 'val_evaluator.values': [0.1, 0.2]}
+    if failure == 'option':
+        options['clipq.int8.method'] = 'wishful'
+        reason = "found calibration method 'wishful'"
+    else:
+        monkeypatch.setattr(artifact.os, 'fsync', full_disk)
+        reason = 'No space left on device'
+    runner = make_runner(custom_hooks=HOOKS, **options)
+    runner.train()
+    assert runner.epoch == 2
+    assert (Path(runner.work_dir) / 'best_test_score_epoch_2.pth').is_file()
+    assert written(runner) == []
+    log = log_of(runner)
+    assert log.count('mmclipq: no int8 file for') == 2
+    assert reason in log

@@ -1,0 +1,70 @@
+#!/usr/bin/env python
+"""Evaluate float, clipped float and int8 on a config's test set: one table and one picture."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from mmclipq.apis.mmdet_tools import check_file, one_sentence_errors
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config of the detector, with the clipq base if it has one')
+    parser.add_argument('--float', dest='float_', metavar='PTH', help='float checkpoint')
+    parser.add_argument('--control', metavar='PTH', help='float checkpoint trained as long')
+    parser.add_argument('--clipped', metavar='PTH', help='checkpoint of the clipped training')
+    parser.add_argument('--int8', metavar='CLIPQ', action='append', default=[], help='int8 file')
+    parser.add_argument('--backend', default='auto', help='backend of the int8 files')
+    parser.add_argument('--picture', help='PNG with the detections side by side')
+    parser.add_argument('--json', help='file for the figures')
+    args = parser.parse_args(arguments)
+    named = [
+        ('float', args.float_),
+        ('float control', args.control),
+        ('clipped float', args.clipped),
+    ]
+    named = [(name, path) for name, path in named if path]
+    check_file(args.config, 'a detector config')
+    for _, path in named:
+        check_file(path, 'a float checkpoint (.pth)')
+    for path in args.int8:
+        check_file(path, 'a .clipq file')
+    if not named and not args.int8:
+        parser.error('wanted at least one of --float, --control, --clipped, --int8')
+
+    from mmengine.config import Config
+
+    from mmclipq.apis import build_detector, load_float_checkpoint, load_int8
+    from mmclipq.apis.export import load_for_quantization
+    from mmclipq.evaluation.compare import Row, draw_side_by_side, table, weight_bytes
+    from mmclipq.evaluation.evaluate import evaluate
+
+    cfg = Config.fromfile(args.config)
+    detectors = []
+    for name, path in named:
+        if name == 'clipped float':
+            detector, _ = load_for_quantization(cfg, path)
+        else:
+            detector = build_detector(cfg.model)
+            load_float_checkpoint(detector, path)
+        detectors.append((name, detector, weight_bytes(detector)))
+    for path in args.int8:
+        name = 'int8' if len(args.int8) == 1 else f'int8 {Path(path).stem}'
+        detectors.append((name, load_int8(path, backend=args.backend), os.path.getsize(path)))
+    rows = [Row.make(name, evaluate(d, cfg, name), size) for name, d, size in detectors]
+    print(table(rows))
+    if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.json).write_text(json.dumps([row.as_dict() for row in rows], indent=2) + '\n')
+    if args.picture:
+        shown = [(name, d) for name, d, _ in detectors if name in ('float', 'int8')]
+        draw_side_by_side(shown or [(n, d) for n, d, _ in detectors], cfg, args.picture)
+        print(f'picture: {args.picture}')
+
+
+if __name__ == '__main__':
+    with one_sentence_errors():
+        main(sys.argv[1:])

@@ -1,0 +1,50 @@
+#!/usr/bin/env python
+"""Check a .clipq file against its float checkpoint, tensor by tensor, on test images.
+
+Three executions are compared: the reference on integers, the same graph on dequantized float64
+values (every code must be equal), and the prepared float model with rounding on (single steps).
+Exits with 1 if the first two differ anywhere.
+"""
+
+import argparse
+import sys
+
+from mmclipq.apis.mmdet_tools import check_file, one_sentence_errors
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config that the file was made with')
+    parser.add_argument('checkpoint', help='float checkpoint that the file was made from')
+    parser.add_argument('file', help='.clipq file')
+    parser.add_argument('--images', type=int, default=4, help='number of images (default: 4)')
+    parser.add_argument('--ap', action='store_true', help="also test the rounded model's AP")
+    args = parser.parse_args(arguments)
+    check_file(args.config, 'a detector config')
+
+    from mmengine.config import Config
+
+    from mmclipq.apis.calibration_data import config_batches
+    from mmclipq.apis.export import load_for_quantization
+    from mmclipq.evaluation.evaluate import evaluate
+    from mmclipq.evaluation.verify import rounded_detector, verify
+    from mmclipq.graph.artifact import load_artifact
+
+    cfg = Config.fromfile(args.config)
+    graph = load_artifact(args.file).graph
+    model, _ = load_for_quantization(cfg, args.checkpoint)
+    batches = config_batches(cfg, args.images)
+    result = verify(model, graph, (model.data_preprocessor(b, False)['inputs'] for b in batches))
+    print(result)
+    if args.ap:
+        ap = evaluate(rounded_detector(model, graph), cfg, 'rounded float model').ap
+        print(f'AP of the rounded float model: {ap:.4f}')
+    if result.unequal:
+        sys.exit(1)
+
+
+if __name__ == '__main__':
+    with one_sentence_errors():
+        main(sys.argv[1:])
