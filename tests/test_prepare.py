@@ -222,11 +222,19 @@ def test_ranges_travel_to_another_copy(model):
     assert ranges_state(other)['2'] == (3, -1)
 
 
-def test_ranges_of_other_layers_are_refused_and_nothing_is_set(model):
+@pytest.mark.parametrize(
+    ('missing', 'extra', 'odd'),
+    [
+        (['2'], ['extra'], r"'2', 'extra'\] \(2"),
+        (['2'], [], r"'2'\] \(1"),
+        ([], ['x'], r"'x'\] \(1"),
+    ],
+)
+def test_ranges_of_other_layers_are_refused_and_nothing_is_set(missing, extra, odd, model):
     prepare_model(model)
     state = ranges_state(model)
-    wrong = {**{name: (3, 3) for name in state if name != '2'}, 'extra': (3, 3)}
-    with pytest.raises(ClipQError, match=r"other layers .*\['2', 'extra'\] \(2 in all\)"):
+    wrong = {name: (3, 3) for name in [*state, *extra] if name not in missing}
+    with pytest.raises(ClipQError, match=rf'other layers than the model has: \[{odd} in all\)'):
         load_ranges_state(model, wrong)
     assert ranges_state(model) == state
 

@@ -1,3 +1,3 @@
-# Fine-tunes a trained yolov3_d53_bccd.py for int8, with ranges found on the data.
+# Fine-tunes a trained yolov3_mobilenetv2_bccd.py for int8, with ranges found on the data.
 # Start it at a trained checkpoint: --cfg-options load_from=CHECKPOINT
 _base_ = ['./finetune_yolov3_bccd.py', '../_base_/clipq.py']

@@ -1,8 +1,8 @@
 # The float control of clipq_yolov3_bccd.py: the same short schedule without the clip layers.
 # Start it at a trained checkpoint: --cfg-options load_from=CHECKPOINT
-_base_ = './yolov3_d53_bccd.py'
+_base_ = './yolov3_mobilenetv2_bccd.py'
 
-optim_wrapper = dict(optimizer=dict(lr=2e-5))
+optim_wrapper = dict(optimizer=dict(lr=1e-4))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=10),
     dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True, eta_min=1e-6),

@@ -115,6 +115,7 @@ def folder_batches(cfg: Config, folder: str | Path, count: int) -> Iterator[Any]
     pipeline = Compose(steps)
     chosen = [files[index] for index in _chosen(len(files), count)]
     for index, file in enumerate(tqdm(chosen, desc='calibration', unit='image')):
-        if not cv2.haveImageReader(str(file)):
+        # The header alone would not show a truncated file.
+        if cv2.imread(str(file)) is None:
             raise ClipQError(f'{file}: found no readable image, wanted one OpenCV can decode')
         yield pseudo_collate([pipeline({'img_path': str(file), 'img_id': index})])

@@ -2,10 +2,12 @@
 
 import shutil
 
+import cv2
 import pytest
 import torch
 
-from mmclipq.apis.calibration_data import config_batches, folder_batches, test_pipeline
+from mmclipq.apis import calibration_data
+from mmclipq.apis.calibration_data import config_batches, folder_batches
 from mmclipq.errors import ClipQError
 
 
@@ -33,11 +35,13 @@ def test_config_images_are_the_same_every_time(cfg, count):
 
 
 def test_config_images_are_read_as_in_testing(cfg):
+    resize = next(step for step in cfg.test_dataloader.dataset.pipeline if step.type == 'Resize')
+    resize.update(scale=(64, 56), keep_ratio=False)
     (batch,) = config_batches(cfg, 1)
     (image,), (sample,) = batch['inputs'], batch['data_samples']
     assert image.dtype == torch.uint8
-    assert tuple(image.shape[1:]) == sample.img_shape == (120, 160)
-    assert sample.ori_shape == (96, 128)
+    assert tuple(image.shape[1:]) == sample.img_shape == (56, 64)
+    assert sample.ori_shape == cv2.imread(sample.img_path).shape[:2]
 
 
 @pytest.mark.parametrize(
@@ -77,10 +81,10 @@ def test_count_below_one(cfg, images, count):
 
 def test_test_time_augmentation_is_skipped(cfg):
     cfg.test_dataloader.dataset.pipeline = [dict(type='TestTimeAug', transforms=[])]
-    assert test_pipeline(cfg) == cfg.val_dataloader.dataset.pipeline
+    assert calibration_data.test_pipeline(cfg) == cfg.val_dataloader.dataset.pipeline
     cfg.pop('val_dataloader')
     with pytest.raises(ClipQError, match=r'digits\.py: found no test_dataloader'):
-        test_pipeline(cfg)
+        calibration_data.test_pipeline(cfg)
 
 
 @pytest.mark.parametrize('count', [1, 3, 50])
@@ -112,7 +116,7 @@ def test_bad_folders_are_named(cfg, tmp_path, images):
 
 @pytest.mark.parametrize('content', [b'', b'no image', 'half'])
 def test_unreadable_image_is_named(cfg, images, content):
-    (victim,) = [path for path in sorted(images.iterdir()) if path.is_file()][:1]
+    victim = next(path for path in images.iterdir() if path.suffix == '.jpg')
     data = victim.read_bytes()
     victim.write_bytes(data[:20] if content == 'half' else content)
     with pytest.raises(ClipQError, match=f'{victim.name}: found no readable image'):

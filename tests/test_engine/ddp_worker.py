@@ -31,8 +31,6 @@ def main(config: str, out: str) -> None:
     dist.init_process_group('gloo')
     rank = dist.get_rank()
     cfg = Config.fromfile(config)
-    if rank == 1:
-        cfg.model.data_preprocessor.std = [255 / 16] * 3
     local = {}
     all_reduce = OctaveHistogram.all_reduce
 
@@ -43,6 +41,9 @@ def main(config: str, out: str) -> None:
 
     OctaveHistogram.all_reduce = recording
     runner = Runner.from_cfg(cfg)
+    if rank == 1:
+        preprocessor = runner.model.module.data_preprocessor
+        preprocessor.std = preprocessor.std / 16
     images = Images()
     runner.register_hook(images)
     runner.train()

@@ -22,12 +22,19 @@ def free_port() -> int:
 @pytest.fixture
 def ranks(small_config, tmp_path) -> list[dict]:
     """Results of both ranks after one epoch."""
+    wrapper = dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,  # as MMEngine's runner has it
+        find_unused_parameters=True,
+    )
     cfg = small_config(
         launcher='pytorch',
-        model_wrapper_cfg=dict(type='MMDistributedDataParallel', find_unused_parameters=True),
+        model_wrapper_cfg=wrapper,
         **{'train_dataloader.batch_size': 3, 'env_cfg.dist_cfg.backend': 'gloo'},
         **{'custom_hooks': [dict(type='mmclipq.ClipQHook'), dict(type='mmclipq.Int8ExportHook')]},
     )
+    cfg.merge_from_dict({f'val_{part}': None for part in ('cfg', 'dataloader', 'evaluator')})
     cfg.dump(tmp_path / 'config.py')
     shared = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port()), 'WORLD_SIZE': '2'}
     processes = [
@@ -42,9 +49,9 @@ def ranks(small_config, tmp_path) -> list[dict]:
         for rank in range(2)
     ]
     try:
-        for process in processes:
-            output, _ = process.communicate(timeout=150)
-            assert process.returncode == 0, output[-3000:]
+        outputs = [process.communicate(timeout=150)[0] for process in processes]
+        ends = '\n'.join(output[-1500:] for output in outputs)
+        assert [process.returncode for process in processes] == [0, 0], ends
     finally:
         for process in processes:
             process.kill()

@@ -85,6 +85,19 @@ def test_uint8_where_nothing_is_negative(lowered, non_negative):
     assert signs == [not non_negative, False, True]
 
 
+def test_tied_tensors_share_the_range_and_sign(lowered):
+    head = nn.Conv2d(8, 2, 1)
+    net = Net(lambda m, x: m.head(torch.cat([F.relu(m.a(x * 9)), m.b(x)], 1)), head=head)
+    graph = lowered(net, IMAGES, 'max')
+    kinds = {name: graph.tensors[name] for name in ('a', 'b', 'cat')}
+    assert len(set(kinds.values())) == 1
+    assert kinds['cat'].signed
+    net.function = lambda m, x: m.head(torch.cat([F.relu(m.a(x * 9)), F.relu(m.b(x))], 1))
+    graph = lowered(net, IMAGES, 'max')
+    assert not graph.tensors['cat'].signed
+    assert graph.tensors['a'] == graph.tensors['b'] == graph.tensors['cat']
+
+
 @pytest.mark.parametrize('affine', [True, False])
 @pytest.mark.parametrize('bias', [True, False])
 def test_fold_norm_equals_the_float_norm(randomise, affine, bias):

@@ -96,6 +96,29 @@ def test_warm_up_is_linear_and_ends(warmup, iteration, factor):
     assert float(layer.weight.grad) == 2 * factor
 
 
+@TARGETS
+@pytest.mark.parametrize('count', [1, 255, 2**18, 2**18 + 1, 2**19 + 7])
+def test_weights_of_any_size(count, target, constant):
+    repeats = -(-count // len(WEIGHTS))
+    layer = layer_of((WEIGHTS * repeats)[:count])
+    difference = layer.weight.detach() - torch.tensor([(constant * repeats)[:count]])
+    loss = LqLoss(target=target)([layer])
+    loss.backward()
+    # Squares of multiples of 2**-9 add up to more than 24 bits: float64 tells what is right.
+    exact = difference.double().square().sum()
+    assert abs(float(loss) / float(exact) - 1) < 1e-6 if exact else float(loss) == 0
+    assert torch.equal(layer.weight.grad, 2 * difference)
+
+
+def test_channels_last_weights_get_their_own_gradients():
+    layer = ClipConv(4, 6, 3, weight_range=0.0625)
+    layer.to(memory_format=torch.channels_last)
+    LqLoss(target='clip')([layer]).backward()
+    weight = layer.weight.detach()
+    assert weight.abs().max() > 0.0625
+    assert torch.equal(layer.weight.grad, 2 * (weight - weight.clamp(-0.0625, 0.0625)))
+
+
 def test_weights_are_not_changed_and_only_they_are_kept():
     layer = layer_of(WEIGHTS)
     addresses = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.dist import master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
@@ -66,7 +67,11 @@ class Int8ExportHook(Hook):
         self._exported.add(checkpoint)
         out = Path(checkpoint).with_name(f'{Path(checkpoint).stem}_int8.clipq')
         try:
-            summary = export_checkpoint(runner.cfg, checkpoint, out, calib_images=self.calib_images)
+            # Building a detector draws random numbers; the training must not notice.
+            with torch.random.fork_rng(devices=[]):
+                summary = export_checkpoint(
+                    runner.cfg, checkpoint, out, calib_images=self.calib_images
+                )
         except ClipQError as error:
             runner.logger.error(f'mmclipq: no int8 file for {checkpoint}: {error}')
         except Exception:  # a full disk or a defect must not cost the training

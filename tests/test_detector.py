@@ -1,0 +1,89 @@
+"""``Int8Detector``: mixed into stock classes, layers dropped, head outputs passed on."""
+
+import pytest
+import torch
+from mmengine.hub import get_config
+from torch import nn
+
+from mmclipq.apis import build_detector, quantize
+from mmclipq.detector import DenseOutputs, Int8Detector, captured_layers, to_int8
+from mmclipq.graph import ir
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _one_thread():
+    """Tiny tensors: on a busy machine a second thread only waits to be scheduled."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def retinanet():
+    torch.manual_seed(0)
+    cfg = get_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py')
+    cfg.merge_from_dict({'model.bbox_head.stacked_convs': 1, 'model.bbox_head.num_classes': 3})
+    return build_detector(cfg.model, random=True)
+
+
+def test_captured_layers_are_what_no_island_needs():
+    call = ir.FloatCall('n', ir.FLOAT, 'module', 'neck.norm', (ir.Ref('x'),))
+    weight = ir.FloatCall('w', ir.FLOAT, 'parameter', 'scale.weight')
+    graph = ir.Int8Graph((ir.Input('x', ir.FLOAT), call, weight), ir.Ref('n'), {})
+    called = ['a', 'neck.norm', 'neck', 'a', 'scale', 'neck.n']
+    assert captured_layers(graph, called) == ['a', 'neck.n']
+
+
+def test_dense_outputs_are_the_features_and_carry_the_head():
+    outputs = DenseOutputs.pack({'features': (1, 2), 'head': 'raw'})
+    assert outputs == (1, 2)
+    assert outputs.head == 'raw'
+    assert DenseOutputs.pack({'head': 3}) == ()
+    assert DenseOutputs.pack({'features': ()}).head is None
+
+
+def test_detector_becomes_int8_in_place(retinanet):
+    stock, stock_head = type(retinanet), type(retinanet.bbox_head)
+    retinanet.train()
+    quantized = quantize(retinanet, [torch.randn(1, 3, 64, 64)])
+    # Running the stock layers on the same image stays possible until the conversion.
+    detector = to_int8(retinanet, quantized.graph, quantized.head, quantized.captured)
+    assert detector is retinanet
+    assert isinstance(detector, Int8Detector)
+    assert isinstance(detector, stock)
+    assert isinstance(detector.bbox_head, stock_head)
+    assert type(detector).__name__ == f'Int8{stock.__name__}'
+    assert not any(module.training for module in detector.modules())
+    assert not [m for m in detector.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
+    assert 'computed by the integer graph' in repr(detector)
+    image = torch.randn(2, 3, 64, 96)
+    features = detector.extract_feat(image)
+    found, wanted = detector.bbox_head(features), detector.int8_backend.run(image)['head']
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert len(ours) == 5
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_head_outside_the_graph_runs_on_dequantized_features(retinanet):
+    original = type(retinanet.bbox_head).forward
+
+    def forward(features):
+        assert features[0].isfinite().all()
+        return original(retinanet.bbox_head, features)
+
+    retinanet.bbox_head.forward = forward
+    quantized = quantize(retinanet, [torch.randn(1, 3, 64, 64)])
+    assert quantized.head is None
+    assert quantized.left['dense head'].startswith('bbox_head')
+    assert not any(name.startswith('bbox_head') for name in quantized.captured)
+    detector = to_int8(retinanet, quantized.graph, quantized.head, quantized.captured)
+    image = torch.randn(1, 3, 64, 64)
+    features = detector.extract_feat(image)
+    assert features.head is None
+    assert [tuple(f.shape[2:]) for f in features] == [(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)]
+    wanted = detector.int8_backend.run(image)['features']
+    assert all(torch.equal(a, b) for a, b in zip(features, wanted, strict=True))
+    with torch.no_grad():
+        scores, _ = detector.bbox_head(features)
+    assert scores[0].shape == (1, 27, 8, 8)

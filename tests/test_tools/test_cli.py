@@ -1,0 +1,212 @@
+"""The command-line tools as a user calls them: what they write, print and refuse."""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / 'configs' / 'quickstart' / 'clipq_yolov3_digits.py'
+OTHER = ROOT / 'configs' / 'bccd' / 'yolov3_d53_bccd.py'
+SMALL = (
+    ['--cfg-options', 'clipq.int8.calib_images=2', 'clipq.observe_iters=1']
+    + ['train_cfg.max_epochs=1', 'train_dataloader.batch_size=4']
+    + ['default_hooks.checkpoint.interval=1', 'model.test_cfg.conf_thr=0.0']
+    + ['model.test_cfg.score_thr=0.0', 'model.test_cfg.max_per_img=5', 'model.test_cfg.nms_pre=9']
+    + [f'{split}_dataloader.num_workers=0' for split in ('train', 'val', 'test')]
+    + [f'{split}_dataloader.persistent_workers=False' for split in ('train', 'val', 'test')]
+)
+
+
+def command(tool: str, *arguments: str | Path) -> list[str]:
+    return [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / tool), *map(str, arguments)]
+
+
+@pytest.fixture(scope='session')
+def environment(digits_root) -> dict[str, str]:
+    return {**os.environ, 'DIGITS_ROOT': str(digits_root), 'OMP_NUM_THREADS': '1'}
+
+
+@pytest.fixture(scope='session')
+def run(environment, tmp_path_factory) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs a tool in an empty folder."""
+    folder = tmp_path_factory.mktemp('cwd')
+
+    def call(tool: str, *arguments: str | Path) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            command(tool, *arguments), capture_output=True, text=True, env=environment, cwd=folder
+        )
+
+    return call
+
+
+@pytest.fixture(scope='session')
+def trained(run, tmp_path_factory) -> Path:
+    """Folder of one epoch of ``tools/train.py``."""
+    folder = tmp_path_factory.mktemp('trained')
+    done = run('train.py', CONFIG, '--work-dir', folder, *SMALL)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
+def test_train_writes_a_checkpoint_and_its_int8_file(trained):
+    files = {path.name for path in trained.iterdir()}
+    assert {'epoch_1.pth', 'epoch_1_int8.clipq'} <= files
+    assert not [name for name in files if name.endswith('.part')]
+    checkpoint = torch.load(trained / 'epoch_1.pth', weights_only=True)
+    assert len(checkpoint['clipq']) == 75
+
+
+def test_quantize_writes_what_test_evaluates(run, trained, tmp_path):
+    out = tmp_path / 'made.clipq'
+    done = run('quantize.py', CONFIG, trained / 'epoch_1.pth', '--out', out, *SMALL)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f'{out}: {out.stat().st_size / 2**20:.2f} MiB, ' in done.stdout
+    assert '75 layers int8, 0 steps left in float' in done.stdout
+    # The hook exported the same checkpoint on the same images.
+    assert out.read_bytes()[52:] == (trained / 'epoch_1_int8.clipq').read_bytes()[52:]
+    done = run('test.py', CONFIG, out, '--int8', '--work-dir', tmp_path / 'work', *SMALL)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f'integer execution of {out} on reference' in done.stdout + done.stderr
+    assert 'coco/bbox_mAP:' in done.stdout + done.stderr
+
+
+def test_test_without_int8_runs_the_float_checkpoint(run, trained, tmp_path):
+    done = run('test.py', CONFIG, trained / 'epoch_1.pth', '--work-dir', tmp_path, *SMALL)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'coco/bbox_mAP:' in done.stdout + done.stderr
+    assert 'integer execution' not in done.stdout + done.stderr
+
+
+@pytest.fixture
+def truncated(trained, tmp_path) -> Path:
+    path = tmp_path / 'truncated.clipq'
+    path.write_bytes((trained / 'epoch_1_int8.clipq').read_bytes()[:-1000])
+    return path
+
+
+def assert_refused(done: subprocess.CompletedProcess, *words: str) -> None:
+    assert done.returncode == 1
+    assert 'Traceback' not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith('error: ')
+    for word in words:
+        assert word in last
+
+
+@pytest.fixture
+def refusal(digits_root, monkeypatch, tmp_path) -> Callable[..., str]:
+    """What a tool says on exit; runs it in this process, because the imports take seconds."""
+    monkeypatch.setenv('DIGITS_ROOT', str(digits_root))
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.chdir(tmp_path)
+
+    def call(tool: str, *arguments: str | Path) -> str:
+        monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
+        assert caught.value.code.startswith('error: ')
+        assert '\n' not in caught.value.code
+        return caught.value.code
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['absent.py', 'CHECKPOINT'], ['absent.py: found no file']),
+        (['CONFIG', 'absent.pth'], ['absent.pth: found no file', 'checkpoint']),
+        (['CONFIG', 'absent.clipq', '--int8'], ['absent.clipq: found no file']),
+        (['CONFIG', 'FILE'], ['found a .clipq file without --int8', 'add --int8']),
+        (['CONFIG', 'CHECKPOINT', '--backend', 'reference'], ['--backend', 'wanted --int8']),
+        (['CONFIG', 'CHECKPOINT', '--int8', '--backend', 'abacus'], ["'abacus'", 'reference']),
+        (['CONFIG', 'TRUNCATED', '--int8'], ['truncated.clipq: found ', 'is truncated']),
+    ],
+    ids=['config', 'checkpoint', 'file', 'no-int8', 'backend-alone', 'backend', 'truncated'],
+)
+def test_test_refuses_in_one_sentence(refusal, trained, truncated, tmp_path, arguments, words):
+    names = {
+        'CONFIG': CONFIG,
+        'CHECKPOINT': trained / 'epoch_1.pth',
+        'FILE': trained / 'epoch_1_int8.clipq',
+        'TRUNCATED': truncated,
+    }
+    given = [names.get(argument, argument) for argument in arguments]
+    sentence = refusal('test.py', *given, '--work-dir', tmp_path / 'work', *SMALL)
+    assert all(word in sentence for word in words), sentence
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['absent.py', 'CHECKPOINT', '--out', 'OUT'], ['absent.py: found no file']),
+        (['CONFIG', 'absent.pth', '--out', 'OUT'], ['absent.pth: found no file']),
+        (['OTHER', 'CHECKPOINT', '--out', 'OUT'], ['epoch_1.pth', 'another architecture']),
+        (['CONFIG', 'FILE', '--out', 'OUT'], ['epoch_1_int8.clipq: found no readable checkpoint']),
+        (['CONFIG', 'CHECKPOINT', '--out', 'PTH'], ['out.pth', 'wanted an output file named']),
+        (['CONFIG', 'CHECKPOINT', '--out', 'OUT', '--calib-dir', 'EMPTY'], ['found no image']),
+        (['CONFIG', 'CHECKPOINT', '--out', 'OUT', '--calib-images', '0'], ['found 0, wanted']),
+    ],
+    ids=['config', 'checkpoint', 'architecture', 'no-pth', 'suffix', 'folder', 'count'],
+)
+def test_quantize_refuses_in_one_sentence(refusal, trained, tmp_path, arguments, words):
+    (tmp_path / 'empty').mkdir()
+    names = {
+        'CONFIG': CONFIG,
+        'OTHER': OTHER,
+        'CHECKPOINT': trained / 'epoch_1.pth',
+        'FILE': trained / 'epoch_1_int8.clipq',
+        'OUT': tmp_path / 'made' / 'out.clipq',
+        'PTH': tmp_path / 'made' / 'out.pth',
+        'EMPTY': tmp_path / 'empty',
+    }
+    given = [names.get(argument, argument) for argument in arguments]
+    sentence = refusal('quantize.py', *given)
+    assert all(word in sentence for word in words), sentence
+    assert [path.name for path in tmp_path.iterdir()] == ['empty']
+
+
+def test_refusal_is_the_last_line_of_the_process(run, trained, tmp_path):
+    wrong = [*SMALL, 'clipq.input_rnage=8']
+    assert_refused(run('train.py', CONFIG, '--work-dir', tmp_path, *wrong), "'input_rnage'")
+    out = tmp_path / 'out.clipq'
+    done = run('quantize.py', OTHER, trained / 'epoch_1.pth', '--out', out)
+    assert_refused(done, 'epoch_1.pth: found a checkpoint of another architecture')
+    assert_refused(run('test.py', CONFIG, 'absent.pth'), 'absent.pth: found no file')
+    assert not list(tmp_path.rglob('*.clipq')) + list(tmp_path.rglob('*.part'))
+
+
+def test_interrupted_quantize_leaves_nothing(trained, environment, digits_root, tmp_path):
+    many = tmp_path / 'images'
+    many.mkdir()
+    image = next((digits_root / 'JPEGImages').iterdir())
+    for number in range(2000):
+        (many / f'{number}.jpg').symlink_to(image)
+    out = tmp_path / 'made' / 'out.clipq'
+    options = ['--out', out, '--calib-dir', many, '--calib-images', '2000']
+    process = subprocess.Popen(
+        command('quantize.py', CONFIG, trained / 'epoch_1.pth', *options),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env=environment,
+    )
+    try:
+        seen = b''
+        while b'/2000' not in seen and (read := process.stderr.read1()):
+            seen += read
+        assert b'calibration' in seen
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode not in (0, -signal.SIGKILL)
+    assert b'Traceback' not in seen + rest
+    assert b'interrupted; nothing half-written was left' in rest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['images']
