@@ -9,7 +9,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope, init_default_scope
 
-from mmclipq.apis.quantize import build_detector
+from mmclipq.apis import build_detector
 from mmclipq.layers import ClipMixin
 from mmclipq.prepare import find_weight_ranges, prepare_model, ranges_state, restore_model
 

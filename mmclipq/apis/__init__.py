@@ -1,13 +1,8 @@
 """Python entry points: quantize a detector, write and read ``.clipq`` files."""
 
-from .quantize import (
-    Quantized,
-    build_detector,
-    load_float_checkpoint,
-    load_int8,
-    quantize,
-    save_int8,
-)
+from .detectors import build_detector, load_float_checkpoint
+from .int8_file import load_int8, save_int8
+from .quantize import Quantized, quantize
 
 __all__ = [
     'Quantized',

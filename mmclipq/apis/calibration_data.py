@@ -21,12 +21,8 @@ IMAGE_SUFFIXES = frozenset({'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.
 _SEED = 0
 
 
-def test_pipeline(cfg: Config) -> list[dict[str, Any]]:
-    """The transforms of the config's test data loader.
-
-    Raises:
-        ClipQError: if the config has none.
-    """
+def find_test_pipeline(cfg: Config) -> list[dict[str, Any]] | None:
+    """The transforms of the config's test data loader, or None if it has no plain ones."""
     for loader in ('test_dataloader', 'val_dataloader'):
         dataset = (cfg.get(loader) or {}).get('dataset', {})
         while 'pipeline' not in dataset and 'dataset' in dataset:
@@ -35,10 +31,17 @@ def test_pipeline(cfg: Config) -> list[dict[str, Any]]:
         # With test-time augmentation the test pipeline gives several images for one.
         if steps and all('TestTimeAug' not in str(step['type']) for step in steps):
             return copy.deepcopy(steps)
-    raise ClipQError(
-        f'{cfg.filename}: found no test_dataloader with a plain pipeline, wanted one to read '
-        'calibration images with'
-    )
+    return None
+
+
+def _needed_pipeline(cfg: Config) -> list[dict[str, Any]]:
+    pipeline = find_test_pipeline(cfg)
+    if pipeline is None:
+        raise ClipQError(
+            f'{cfg.filename}: found no test_dataloader with a plain pipeline, wanted one to read '
+            'calibration images with'
+        )
+    return pipeline
 
 
 def _plain_datasets(dataset: Any) -> Iterator[dict[str, Any]]:
@@ -73,7 +76,7 @@ def config_batches(cfg: Config, count: int) -> Iterator[Any]:
     loader = cfg.get('train_dataloader') or cfg.get('test_dataloader')
     if not loader:
         raise ClipQError(f'{cfg.filename}: found no train_dataloader, wanted one to calibrate on')
-    pipeline = test_pipeline(cfg)
+    pipeline = _needed_pipeline(cfg)
     datasets = []
     for plain in _plain_datasets(loader['dataset']):
         plain = {**copy.deepcopy(plain), 'pipeline': pipeline}
@@ -108,7 +111,7 @@ def folder_batches(cfg: Config, folder: str | Path, count: int) -> Iterator[Any]
         raise ClipQError(f'--calib-images: found {count}, wanted at least 1')
     init_default_scope('mmdet')
     # Annotations do not matter here, and a bare image has none.
-    steps = [step for step in test_pipeline(cfg) if 'LoadAnnotations' not in str(step['type'])]
+    steps = [step for step in _needed_pipeline(cfg) if 'LoadAnnotations' not in str(step['type'])]
     for step in steps:
         if 'meta_keys' in step:
             step['meta_keys'] = tuple(key for key in step['meta_keys'] if key != 'instances')

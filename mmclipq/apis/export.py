@@ -14,13 +14,9 @@ from torch import nn
 from ..errors import ClipQError
 from ..prepare import load_ranges_state, prepare_model, prepare_options
 from .calibration_data import config_batches, folder_batches
-from .quantize import (
-    Quantized,
-    build_detector,
-    load_float_checkpoint,
-    quantize,
-    save_int8,
-)
+from .detectors import build_detector, load_float_checkpoint
+from .int8_file import save_int8
+from .quantize import Quantized, quantize
 
 DEFAULT_IMAGES = 64
 

@@ -122,8 +122,8 @@ class ReferenceBackend(Backend):
 
     def _finish(self, node: ir.Product, v: Tensor, residual: Tensor | None) -> Tensor:
         if residual is not None and not node.residual_last:
-            v = v.add_(self.values_of(node.residual, residual))
+            v = v + self.values_of(node.residual, residual)
         v = activate(v, node.activation, node.slope)
         if residual is not None and node.residual_last:
-            v = v.add_(self.values_of(node.residual, residual))
+            v = v + self.values_of(node.residual, residual)
         return to_codes(v, node.type) if node.type.is_codes else v

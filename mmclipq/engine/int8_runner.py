@@ -8,7 +8,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..apis.export import quantize_checkpoint
-from ..apis.quantize import load_int8
+from ..apis.int8_file import load_int8
 from ..backends.base import backend_class
 from ..detector import to_int8
 from ..graph.artifact import is_artifact

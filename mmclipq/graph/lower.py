@@ -69,7 +69,7 @@ def choose_types(
         bounds: list[int | None] = []
         for unit in group:
             bounds += [_clip_bound(user, unit) for user in users[unit] if user not in group]
-            if any(plan.of_node.get(user, unit).kind == 'float' for user in unit.node.users):
+            if unit.read_unclipped:
                 bounds.append(None)
         upper = None if not bounds or None in bounds else max(bounds)
         members = [histograms[unit] for unit in group]

@@ -36,6 +36,7 @@ class Unit:
         options: Fields of the graph's node; ``reason`` for a float step.
         non_negative: Whether no value can be below zero.
         wants_codes: Whether anything reads the result as codes.
+        read_unclipped: Whether a float step or the outside reads its values.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class Unit:
     options: dict[str, Any] = field(default_factory=dict)
     non_negative: bool = False
     wants_codes: bool = False
+    read_unclipped: bool = False
 
     def __post_init__(self) -> None:
         self.start = self.node
@@ -165,6 +167,10 @@ class _Planner:
             if unit.like is not None:
                 unit.like = self.of_node[self.source(unit.like)]
         self.mark(units)
+        units = self.live(units, output)
+        self.of_node = {unit.node: unit for unit in units}
+        for unit in units:
+            unit.read_unclipped = self.is_read_unclipped(unit)
         return Plan(units, self.of_node, output)
 
     def float_unit(self, node: fx.Node, reason: str) -> Unit:
@@ -179,6 +185,35 @@ class _Planner:
                 operand.wants_codes = True
         for unit in units:
             unit.non_negative = self.cannot_be_negative(unit)
+
+    def live(self, units: list[Unit], output: fx.Node) -> list[Unit]:
+        """``units`` without the steps that nothing reads any more, such as an upsampling's size."""
+        needed: set[Unit] = set()
+        waiting = [self.of_node[self.source(node)] for node in output.all_input_nodes]
+        while waiting:
+            unit = waiting.pop()
+            if unit in needed:
+                continue
+            needed.add(unit)
+            waiting += unit.operands + ([] if unit.like is None else [unit.like])
+            if unit.kind == 'float':
+                sources = (self.source(node) for node in unit.node.all_input_nodes)
+                waiting += [self.of_node[node] for node in sources]
+        return [unit for unit in units if unit in needed or unit.kind == 'input']
+
+    def is_read_unclipped(self, unit: Unit) -> bool:
+        """Whether a float step or the outside reads the values, which training does not clip."""
+        waiting = list(unit.node.users)
+        while waiting:
+            user = waiting.pop()
+            if user.op == 'output':
+                return True
+            if self.ops[user].kind == 'identity':
+                waiting += user.users
+            reader = self.of_node.get(user)
+            if reader is not None and reader.kind == 'float' and reader.options['reason']:
+                return True
+        return False
 
     def make_float(self, unit: Unit, units: list[Unit]) -> None:
         reason = f'{unit.path} is read by float steps only'

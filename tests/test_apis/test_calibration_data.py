@@ -81,10 +81,10 @@ def test_count_below_one(cfg, images, count):
 
 def test_test_time_augmentation_is_skipped(cfg):
     cfg.test_dataloader.dataset.pipeline = [dict(type='TestTimeAug', transforms=[])]
-    assert calibration_data.test_pipeline(cfg) == cfg.val_dataloader.dataset.pipeline
+    assert calibration_data.find_test_pipeline(cfg) == cfg.val_dataloader.dataset.pipeline
     cfg.pop('val_dataloader')
     with pytest.raises(ClipQError, match=r'digits\.py: found no test_dataloader'):
-        calibration_data.test_pipeline(cfg)
+        next(calibration_data.config_batches(cfg, 1))
 
 
 @pytest.mark.parametrize('count', [1, 3, 50])

@@ -34,7 +34,7 @@ def test_export(cfg, checkpoint, digits_root, tmp_path):
     wanted = sum(v.numel() * 4 for k, v in content.items() if not k.endswith(buffers))
     assert summary.float_size == wanted
     assert summary.ratio < 0.4
-    assert summary.quantized == 75
+    assert summary.quantized == 74  # of 75: nothing reads the last one of MobileNetV2
     assert not summary.left
     assert '75 layers int8, 0 steps left in float' in str(summary)
     assert load_int8(out).dataset_meta['classes'] == tuple('0123456789')
@@ -77,7 +77,7 @@ def test_ranges_of_other_layers(cfg, ranged):
 def test_rules_of_the_config_leave_layers_in_float(cfg, checkpoint, tmp_path):
     cfg.clipq = dict(rules=[dict(pattern='backbone.conv1.conv', skip=True)])
     summary = export_checkpoint(cfg, checkpoint, tmp_path / 'a.clipq', calib_images=1)
-    assert summary.quantized == 74
+    assert summary.quantized == 73
     reasons = ' '.join(summary.left.values())
     assert 'Conv2d is skipped' in reasons
     assert 'Conv2d is skipped' in str(summary)

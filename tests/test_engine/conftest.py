@@ -60,6 +60,17 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def _plain_logs(monkeypatch):
+    """No pretty-printing of configs and no survey of the machine: they take most of a short run."""
+
+    def text(cfg: Config) -> str:
+        return '\n'.join(f'{key} = {value!r}' for key, value in cfg.to_dict().items())
+
+    monkeypatch.setattr(Config, 'pretty_text', property(text))
+    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
+
+
 @pytest.fixture
 def small_config(load_config, tmp_path) -> Callable:
     """The quickstart's clipq config, three iterations an epoch, with overrides."""

@@ -1,0 +1,128 @@
+"""Writes an int8 detector to a ``.clipq`` file and builds it again from one."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import mmengine
+from mmengine.config import Config
+from mmengine.registry import Registry
+from torch import nn
+
+from ..detector import to_int8
+from ..graph.artifact import Artifact, ArtifactError, load_artifact, save_artifact
+from .calibration_data import find_test_pipeline
+from .detectors import build_detector
+from .quantize import Quantized
+
+
+def save_int8(
+    path: str | os.PathLike, model: nn.Module, quantized: Quantized, cfg: Config, meta: Mapping
+) -> int:
+    """Write a ``.clipq`` file and return its size in bytes.
+
+    Args:
+        path: Where to; written atomically.
+        model: The detector that ``quantized`` was made from, for its float parameters.
+        quantized: Result of :func:`quantize`.
+        cfg: The full config; its model section and test pipeline are stored.
+        meta: Class names (``classes``) and colours (``palette``) of the data set.
+    """
+    covered = tuple(f'{name}.' for name in quantized.captured)
+    parameters = {
+        key: value for key, value in model.state_dict().items() if not key.startswith(covered)
+    }
+    config = {
+        'model': cfg.model.to_dict(),
+        'pipeline': [dict(step) for step in find_test_pipeline(cfg) or []],
+        'head': quantized.head,
+        'captured': quantized.captured,
+        'left': quantized.left,
+        'clipq': cfg.get('clipq', Config()).to_dict() if 'clipq' in cfg else {},
+    }
+    meta = {key: meta[key] for key in ('classes', 'palette') if meta.get(key) is not None}
+    return save_artifact(path, Artifact(quantized.graph, parameters, config, meta))
+
+
+_SCOPES = 'mmclipq|mmcv|mmdet|mmengine|mmpretrain|mmcls|mmseg|mmyolo|mmrotate'
+_TYPE = re.compile(rf'(({_SCOPES})\.)?[A-Za-z_]\w*')
+
+
+def _is_registered(kind: str) -> bool:
+    """Whether a name with a scope stands in a registry; MMEngine would import anything else."""
+    scope, _, name = kind.rpartition('.')
+    if not scope:
+        return True
+    roots = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
+    found = []
+    for root in roots:
+        root.import_from_location()
+        found.append(root)
+        if scope != 'mmengine':
+            # Its own table is filled only once the scope's package is imported.
+            with contextlib.suppress(ImportError):
+                importlib.import_module(f'{scope}.registry')
+            if (child := root.children.get(scope)) is not None:
+                child.import_from_location()
+                found.append(child)
+    return any(name in registry.module_dict for registry in found)
+
+
+def _check_types(config: Any, path: str | os.PathLike) -> None:
+    """Refuse a type that is a dotted import path: building it would run code of one's choice."""
+    if isinstance(config, Mapping):
+        kind = config.get('type')
+        if isinstance(kind, str) and not (_TYPE.fullmatch(kind) and _is_registered(kind)):
+            raise ArtifactError(f'{path}: found the type {kind!r}, wanted a registered name')
+        for value in config.values():
+            _check_types(value, path)
+    elif isinstance(config, (list, tuple)):
+        for value in config:
+            _check_types(value, path)
+
+
+def load_int8(path: str | os.PathLike, device: str = 'cpu', backend: str = 'auto') -> nn.Module:
+    """The detector of a ``.clipq`` file, ready for ``predict`` and ``test_step``.
+
+    Args:
+        path: The file.
+        device: Where everything runs.
+        backend: Name of the backend, or ``'auto'``.
+
+    Returns:
+        An :class:`mmclipq.Int8Detector` with ``cfg`` and ``dataset_meta`` as MMDetection's
+        inference functions want them.
+
+    Raises:
+        ArtifactError: if the file is damaged, newer, or does not fit its own config.
+        ClipQError: if the backend does not exist.
+    """
+    artifact = load_artifact(path)
+    config = artifact.config
+    _check_types(config, path)
+    detector = build_detector(config['model'])
+    missing, unexpected = detector.load_state_dict(artifact.parameters, strict=False)
+    covered = tuple(f'{name}.' for name in config['captured'])
+    missing = [key for key in missing if not key.startswith(covered)]
+    if missing or unexpected:
+        raise ArtifactError(
+            f'{path}: found parameters that do not fit its config, first '
+            f'{(missing + unexpected)[0]!r}; export it again with this version of mmdet'
+        )
+    detector = to_int8(
+        detector, artifact.graph, config['head'], config['captured'], backend, device
+    )
+    detector.dataset_meta = dict(artifact.meta)
+    detector.cfg = Config(
+        dict(
+            model=config['model'],
+            test_dataloader=dict(dataset=dict(pipeline=config['pipeline'])),
+            default_scope='mmdet',
+        )
+    )
+    return detector
