@@ -275,3 +275,21 @@ def test_options_of_the_hook_override_the_section():
         'percentile': 100.0,
     }
     assert clipq_options(None) == DEFAULTS
+
+
+def test_options_of_the_hook_reach_the_config_that_the_export_reads(make_runner):
+    rules = [dict(pattern='backbone.*', skip=True)]
+    runner = make_runner(custom_hooks=[dict(type='mmclipq.ClipQHook', rules=rules)])
+    runner.call_hook('before_run')
+    assert runner.cfg.clipq.rules == rules
+    assert runner.cfg.clipq.percentile == 99.99
+
+
+def test_ranges_of_the_checkpoint_win_and_say_so(make_runner, log_of):
+    runner = make_runner(custom_hooks=[dict(type='mmclipq.ClipQHook', input_range=8.0)])
+    runner.call_hook('before_run')
+    model = runner.model
+    stored = {name: (1, weight) for name, (_, weight) in ranges_state(model).items()}
+    runner.call_hook('after_load_checkpoint', checkpoint={'clipq': stored})
+    assert ranges_state(model) == stored
+    assert f'replace those of the config in {len(stored)} layers' in log_of(runner)

@@ -94,6 +94,9 @@ class ClipQHook(Hook):
         if self._options:  # the same runner trained before
             return
         self._options = clipq_options(runner.cfg.get('clipq'), **self._overrides)
+        # The export reads the config, which must say what the layers are.
+        if self._overrides:
+            runner.cfg.clipq = {**(runner.cfg.get('clipq') or {}), **self._overrides}
         model = unwrapped(runner.model)
         report = prepare_model(model, **prepare_options(self._options))
         runner.logger.info(f'mmclipq: {report}')
@@ -102,8 +105,21 @@ class ClipQHook(Hook):
             model.register_forward_hook(self._add_loss, with_kwargs=True)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        if CHECKPOINT_KEY in checkpoint:
-            load_ranges_state(unwrapped(runner.model), checkpoint[CHECKPOINT_KEY])
+        if CHECKPOINT_KEY not in checkpoint:
+            return
+        model = unwrapped(runner.model)
+        before, after = ranges_state(model), checkpoint[CHECKPOINT_KEY]
+        load_ranges_state(model, after)
+        replaced = [
+            name
+            for name, ranges in before.items()
+            if any(old not in (None, new) for old, new in zip(ranges, after[name], strict=True))
+        ]
+        if replaced:
+            runner.logger.warning(
+                f'mmclipq: the ranges of the checkpoint replace those of the config in '
+                f'{len(replaced)} layers, first {replaced[0]}'
+            )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         checkpoint[CHECKPOINT_KEY] = ranges_state(unwrapped(runner.model))

@@ -32,7 +32,7 @@ class Int8ExportHook(Hook):
     def __init__(self, calib_images: int | None = None, best: bool = True) -> None:
         self.calib_images = calib_images
         self.best = best
-        self._exported: set[str] = set()
+        self._exported: dict[str, Path] = {}
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         if self.best:
@@ -64,8 +64,11 @@ class Int8ExportHook(Hook):
     def _export(self, runner: Runner, checkpoint: str) -> None:
         if checkpoint in self._exported or not Path(checkpoint).is_file():
             return
-        self._exported.add(checkpoint)
         out = Path(checkpoint).with_name(f'{Path(checkpoint).stem}_int8.clipq')
+        # CheckpointHook deletes the best checkpoint that a better one replaces: follow it.
+        for gone in [path for path in self._exported if not Path(path).is_file()]:
+            self._exported.pop(gone).unlink(missing_ok=True)
+        self._exported[checkpoint] = out
         try:
             # Building a detector draws random numbers; the training must not notice.
             with torch.random.fork_rng(devices=[]):

@@ -26,6 +26,15 @@ def _blocks(weight: Tensor) -> tuple[Tensor, ...]:
     return flat.split(1 << 18) if flat.device.type == 'cpu' else (flat,)
 
 
+def _distance(weight: Tensor, exponent: int, target: str, out: Tensor | None = None) -> Tensor:
+    """``(w - C(w)) / step`` in few passes; exact, because steps are powers of two."""
+    step = fp.step(exponent)
+    if target == 'clip':
+        return torch.sub(weight, fp.clip(weight, exponent), out=out).div_(step)
+    scaled = torch.mul(weight, 1 / step, out=out)
+    return scaled.sub_(scaled.round().clamp_(*fp.code_range()))
+
+
 class _SquaredDistance(torch.autograd.Function):
     """``sum((w - C(w))**2)`` with ``C(w)`` constant; recomputes ``C(w)`` rather than keep it."""
 
@@ -33,15 +42,15 @@ class _SquaredDistance(torch.autograd.Function):
     def forward(ctx, weight, exponent, target):
         ctx.save_for_backward(weight)
         ctx.arguments = exponent, target
-        distances = [(w - lq_target(w, exponent, target)).square_().sum() for w in _blocks(weight)]
-        return torch.stack(distances).sum()
+        distances = (_distance(w, exponent, target) for w in _blocks(weight))
+        return torch.stack([d.square_().sum() for d in distances]).sum() * fp.step(exponent) ** 2
 
     @staticmethod
     def backward(ctx, grad):
         (weight,) = ctx.saved_tensors
         gradient = torch.empty_like(weight, memory_format=torch.contiguous_format)
         for part, w in zip(_blocks(gradient), _blocks(weight), strict=True):
-            torch.sub(w, lq_target(w, *ctx.arguments), out=part).mul_(2 * grad)
+            _distance(w, *ctx.arguments, out=part).mul_(2 * fp.step(ctx.arguments[0]) * grad)
         return gradient, None, None
 
 
