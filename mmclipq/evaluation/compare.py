@@ -98,7 +98,9 @@ def draw_side_by_side(
             batch = {'inputs': [item['inputs']], 'data_samples': [item['data_samples']]}
             (sample,) = detector.test_step(batch)
             instances = sample.pred_instances
-            instances.bboxes = instances.bboxes * scale
+            corner = instances.bboxes.new_tensor([shown.shape[1], shown.shape[0]] * 2)
+            # A box that leaves the image would make the drawing smaller.
+            instances.bboxes = (instances.bboxes * scale).clamp(corner * 0, corner - 1)
             columns.append(_drawn(visualizer, shown, sample, title))
         rows.append(np.hstack(columns))
     width = max(row.shape[1] for row in rows)

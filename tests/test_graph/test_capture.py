@@ -14,7 +14,7 @@ STOCK = {
     'yolo/yolov3_d53_8xb8-320-273e_coco.py': ('bbox_head', dict(conv=75, concat=2, upsample=2)),
     'yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py': (
         'bbox_head',
-        dict(conv=75, concat=2, upsample=2),
+        dict(conv=74, concat=2, upsample=2),
     ),
     # 53 of the backbone, 8 of the neck, 2 shared towers and predictions on 5 levels.
     'retinanet/retinanet_r50_fpn_1x_coco.py': (
