@@ -1,6 +1,5 @@
 """Fixtures shared by all tests: a tiny data set of real pixels and a small stock detector."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +13,9 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope='session', autouse=True)
-def _two_threads():
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+def _one_thread():
+    """Tensors here are tiny: a second thread costs more than it brings on a busy machine."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope='session')

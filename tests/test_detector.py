@@ -10,15 +10,6 @@ from mmclipq.detector import DenseOutputs, Int8Detector, captured_layers, to_int
 from mmclipq.graph import ir
 
 
-@pytest.fixture(scope='module', autouse=True)
-def _one_thread():
-    """Tiny tensors: on a busy machine a second thread only waits to be scheduled."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def retinanet():
     torch.manual_seed(0)

@@ -54,12 +54,3 @@ def checkpoint(float_model, tmp_path):
     meta = {'dataset_meta': {'classes': tuple('0123456789'), 'palette': [(1, 2, 3)] * 10}}
     save_checkpoint({'state_dict': float_model.state_dict(), 'meta': meta}, str(path))
     return path
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _one_thread():
-    """Tiny tensors: on a busy machine a second thread only waits to be scheduled."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

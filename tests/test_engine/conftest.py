@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
@@ -49,15 +48,6 @@ SMALL = {
     'val_evaluator': dict(_delete_=True, type='ScriptedMetric', values=[0.5] * 9),
     'custom_hooks': [dict(type='mmclipq.ClipQHook')],
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Threads that wait for each other cost more than they give on networks this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
