@@ -42,7 +42,8 @@ train() {
     python tools/train.py "$file" --work-dir "$folder" --cfg-options randomness.seed=0 "$@" \
         >"$folder/output.log" 2>&1 &
     local job=$!
-    trap 'kill -INT $job 2>/dev/null; wait $job 2>/dev/null || true
+    # A background job of a script ignores the interrupt key, so end it by another signal.
+    trap 'kill -TERM $job 2>/dev/null; wait $job 2>/dev/null || true
         echo; echo "interrupted; run the same command again to go on" >&2; exit 130' INT TERM
     tail -n +1 -f --pid=$job "$folder/output.log" |
         grep --line-buffered -oE 'Epoch\((train|val)\) .*(loss: [0-9.]+|mAP_50: [0-9.]+)|mmclipq: .*' |

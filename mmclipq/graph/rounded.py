@@ -60,6 +60,7 @@ class RoundedExecution(fx.Interpreter):
         self, module: fx.GraphModule, graph: ir.Int8Graph, non_negative_input: bool = False
     ) -> None:
         super().__init__(module)
+        self.name = 'rounded'
         self.int8_graph = graph
         types, nodes = graph.tensors, {node.name: node for node in graph.nodes}
         self._result: dict[fx.Node, tuple[str, ir.TensorType]] = {}
@@ -73,8 +74,6 @@ class RoundedExecution(fx.Interpreter):
         self._types = types
         self._forced: Mapping[str, Tensor] = {}
         self.found: dict[str, Tensor] = {}
-
-    name = 'rounded'
 
     @torch.no_grad()
     def run(self, image: Tensor, forced: Mapping[str, Tensor] | None = None) -> Any:
