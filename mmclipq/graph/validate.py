@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from .. import fixed_point as fp
-from .ir import (
+from .nodes import (
     ACTIVATIONS,
     Add,
     Concat,
@@ -16,8 +18,8 @@ from .ir import (
     FloatCall,
     GraphError,
     Input,
-    Int8Graph,
     MaxPool,
+    Node,
     Product,
     Quantize,
     Requantize,
@@ -27,40 +29,42 @@ from .ir import (
 )
 
 
-def _check_product(node: Product, types: Mapping[str, TensorType], graph: Int8Graph) -> None:
+def _check_product(
+    node: Product, types: Mapping[str, TensorType], constants: Mapping[str, Tensor]
+) -> None:
     for key, dtype in (
         (node.weight, torch.int8),
         (node.exponents, torch.int32),
         (node.multiplier, torch.float32),
         (node.bias, torch.float32),
     ):
-        if key not in graph.constants:
+        if key not in constants:
             raise GraphError(f'{node.name}: found no constant {key!r}, wanted one')
-        constant = graph.constants[key]
+        constant = constants[key]
         if constant.dtype != dtype:
             raise GraphError(f'{node.name}: found {key!r} as {constant.dtype}, wanted {dtype}')
-    channels = graph.constants[node.weight].shape[0]
+    channels = constants[node.weight].shape[0]
     for key in (node.exponents, node.multiplier, node.bias):
-        if graph.constants[key].shape != (channels,):
+        if constants[key].shape != (channels,):
             raise GraphError(
-                f'{node.name}: found {key!r} of shape {tuple(graph.constants[key].shape)}, '
+                f'{node.name}: found {key!r} of shape {tuple(constants[key].shape)}, '
                 f'wanted ({channels},)'
             )
     axes = 4 if isinstance(node, Conv) else 2
-    if graph.constants[node.weight].dim() != axes:
+    if constants[node.weight].dim() != axes:
         raise GraphError(f'{node.name}: found a weight that has not {axes} axes')
     if node.residual is not None and not types[node.residual].is_codes:
         raise GraphError(f'{node.name}: found a float32 residual, wanted codes')
 
 
-def validate(graph: Int8Graph) -> None:
+def validate(nodes: Sequence[Node], outputs: Any, constants: Mapping[str, Tensor]) -> None:
     """Return if every node reads earlier tensors of the kind it can read.
 
     Raises:
         GraphError: naming the first node that does not.
     """
     types: dict[str, TensorType] = {}
-    for node in graph.nodes:
+    for node in nodes:
         if node.name in types:
             raise GraphError(f'{node.name}: found two tensors of this name, wanted one')
         if node.type.is_codes:
@@ -91,8 +95,8 @@ def validate(graph: Int8Graph) -> None:
                 f'{node.name}: found activation {node.activation!r}, wanted one of {ACTIVATIONS}'
             )
         if isinstance(node, Product):
-            _check_product(node, types, graph)
+            _check_product(node, types, constants)
         types[node.name] = node.type
-    for ref in iter_refs(graph.outputs):
+    for ref in iter_refs(outputs):
         if ref.name not in types:
             raise GraphError(f'outputs: found {ref.name!r}, wanted a tensor of the graph')

@@ -1,0 +1,251 @@
+"""The kinds of nodes that an ``Int8Graph`` is made of, and the types of their tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .. import fixed_point as fp
+from ..errors import ClipQError
+
+ACTIVATIONS = ('identity', 'relu', 'relu6', 'leaky_relu')
+
+
+class GraphError(ClipQError):
+    """A graph, or a node of it, that cannot be what it claims to be."""
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """What a tensor holds: codes with the range exponent, or float32 if ``exponent`` is None."""
+
+    exponent: int | None = None
+    signed: bool = True
+
+    @property
+    def is_codes(self) -> bool:
+        return self.exponent is not None
+
+    @property
+    def step_exponent(self) -> int:
+        """Exponent of the step between two codes."""
+        return fp.step_exponent(self.exponent, self.signed)
+
+    def __str__(self) -> str:
+        if not self.is_codes:
+            return 'float32'
+        return f'{"int8" if self.signed else "uint8"} 2^{self.exponent}'
+
+
+FLOAT = TensorType()
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A reference to the tensor ``name`` inside the arguments of a :class:`FloatCall`."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """Base of all nodes. ``name`` is also the name of the tensor that the node defines."""
+
+    name: str
+    type: TensorType
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the tensors that the node reads, in order."""
+        return tuple(getattr(self, f.name) for f in fields(self) if f.name in ('x', 'other'))
+
+
+@dataclass(frozen=True)
+class Input(Node):
+    """A float32 tensor from outside, ``(N, C, H, W)``."""
+
+
+@dataclass(frozen=True)
+class Quantize(Node):
+    """Float32 values to codes: ``saturate(round_half_even(x / step))``."""
+
+    x: str
+
+
+@dataclass(frozen=True)
+class Dequantize(Node):
+    """Codes to the float32 values they stand for."""
+
+    x: str
+
+
+@dataclass(frozen=True)
+class Requantize(Node):
+    """Codes of one range to codes of another, rounded half to even and saturated."""
+
+    x: str
+
+
+@dataclass(frozen=True)
+class Product(Node):
+    """What a convolution and a linear layer share: int32 sums and the float32 epilogue.
+
+    ``v = float32(acc) * multiplier[c]``; ``v += bias[c]``; the residual's values are added before
+    the activation or after it; the result is rounded to codes, or is ``v`` for a float32 type.
+
+    Attributes:
+        x: Codes read.
+        weight: Key of the int8 weight codes among the graph's constants.
+        exponents: Key of the int32 range exponents of the weights ``(channels,)``. Execution needs
+            only the multiplier, which contains them; exports and reports need them alone.
+        multiplier: Key of the float32 multipliers ``(channels,)``.
+        bias: Key of the float32 biases ``(channels,)``.
+        activation: One of :data:`ACTIVATIONS`.
+        slope: Factor of negative values in ``leaky_relu``.
+        residual: Codes added, or None.
+        residual_last: Whether the residual is added after the activation.
+    """
+
+    x: str
+    weight: str
+    exponents: str
+    multiplier: str
+    bias: str
+    activation: str = 'identity'
+    slope: float = 0.0
+    residual: str | None = None
+    residual_last: bool = False
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.x,) if self.residual is None else (self.x, self.residual)
+
+
+@dataclass(frozen=True)
+class Conv(Product):
+    """2-D convolution; padding with code 0. Weight codes ``(K, C / groups, R, S)``."""
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Linear(Product):
+    """Matrix product over the last axis. Weight codes ``(K, C)``."""
+
+
+@dataclass(frozen=True)
+class Add(Node):
+    """Sum of two code tensors' values in float32, activation, rounded to codes."""
+
+    x: str
+    other: str
+    activation: str = 'identity'
+    slope: float = 0.0
+
+
+@dataclass(frozen=True)
+class Concat(Node):
+    """Codes of several tensors of this node's type, side by side along the channels."""
+
+    tensors: tuple[str, ...]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.tensors
+
+
+@dataclass(frozen=True)
+class MaxPool(Node):
+    """Largest code of each window; the type is that of ``x``."""
+
+    x: str
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    ceil_mode: bool = False
+
+
+@dataclass(frozen=True)
+class Upsample(Node):
+    """Nearest neighbour, by a factor or to the height and width of ``like``; type of ``x``."""
+
+    x: str
+    scale: tuple[float, float] | None = None
+    like: str | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.x,) if self.like is None else (self.x, self.like)
+
+
+@dataclass(frozen=True)
+class FloatCall(Node):
+    """A step that int8 does not cover, run by PyTorch in float32 (part of a float island).
+
+    Attributes:
+        kind: ``'function'``, ``'method'``, ``'module'`` or ``'parameter'``.
+        target: Name of the function (a key of the table of allowed functions) or method, or the
+            path of the module or parameter in the detector.
+        args: Positional arguments, tensors as :class:`Ref`.
+        kwargs: Keyword arguments as sorted pairs.
+        reason: Why the step is not int8; empty for pure bookkeeping such as shapes.
+    """
+
+    kind: str
+    target: str
+    args: tuple[Any, ...] = ()
+    kwargs: tuple[tuple[str, Any], ...] = ()
+    reason: str = ''
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(ref.name for ref in iter_refs((self.args, self.kwargs))))
+
+
+NODE_KINDS: dict[str, type[Node]] = {
+    kind.__name__: kind
+    for kind in (
+        Input,
+        Quantize,
+        Dequantize,
+        Requantize,
+        Conv,
+        Linear,
+        Add,
+        Concat,
+        MaxPool,
+        Upsample,
+        FloatCall,
+    )
+}
+
+
+def iter_refs(tree: Any) -> Iterator[Ref]:
+    """Every :class:`Ref` in nested tuples, lists, dicts and slices."""
+    if isinstance(tree, Ref):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from iter_refs(item)
+    elif isinstance(tree, Mapping):
+        yield from iter_refs(list(tree.values()))
+    elif isinstance(tree, slice):
+        yield from iter_refs((tree.start, tree.stop, tree.step))
+
+
+def map_refs(tree: Any, function: Any) -> Any:
+    """``tree`` with every :class:`Ref` replaced by ``function(ref)``."""
+    if isinstance(tree, Ref):
+        return function(tree)
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(map_refs(item, function) for item in tree)
+    if isinstance(tree, Mapping):
+        return {key: map_refs(item, function) for key, item in tree.items()}
+    if isinstance(tree, slice):
+        return slice(*(map_refs(item, function) for item in (tree.start, tree.stop, tree.step)))
+    return tree
