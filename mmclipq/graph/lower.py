@@ -79,10 +79,10 @@ def choose_types(
 
 
 def _clip_bound(user: Unit, operand: Unit) -> int | None:
-    reads_as_input = user.kind in PRODUCTS and user.operands[0] is operand
-    if operand in user.operands[1:]:
+    """Clip exponent with which ``user`` reads ``operand``; a residual is not clipped."""
+    if user.kind not in PRODUCTS or operand in user.operands[1:]:
         return None
-    return user.layer.input_exponent if reads_as_input else None
+    return user.layer.input_exponent
 
 
 @dataclass
