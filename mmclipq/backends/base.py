@@ -53,7 +53,7 @@ def check_call(node: ir.FloatCall) -> None:
     known = {'function': FUNCTIONS, 'method': METHODS}
     allowed = node.kind in ('module', 'parameter') or node.target in known.get(node.kind, ())
     if node.target == 'builtins.getattr':
-        allowed = node.args[1:] in {(name,) for name in SHAPE_ATTRIBUTES}
+        allowed = any(node.args[1:] == (name,) for name in SHAPE_ATTRIBUTES)
     if not allowed:
         raise ir.GraphError(
             f'{node.name}: found {node.kind} {node.target!r}, which no float island may call'
