@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -77,7 +77,7 @@ def to_int8(
     graph: Int8Graph,
     head: str | None,
     captured: Iterable[str],
-    backend: str | Callable[..., Backend] = 'auto',
+    backend: str = 'auto',
     device: str = 'cpu',
 ) -> nn.Module:
     """Turn a built detector into an :class:`Int8Detector`, in place.

@@ -1,4 +1,4 @@
-"""From a float detector to an integer graph, a file, and back to a detector."""
+"""From a float detector to its integer graph."""
 
 from __future__ import annotations
 
@@ -76,10 +76,9 @@ def quantize(
         method,
         cannot_be_negative(model.data_preprocessor),
     )
-    called = [node.target for node in traced.module.graph.nodes if node.op == 'call_module']
     left = dict(graph.islands)
     if traced.left_out:
         left['dense head'] = traced.left_out
     if hasattr(model, 'roi_head'):
         left['roi_head'] = 'its layers run on dequantized features'
-    return Quantized(graph, traced.head, captured_layers(graph, called), left)
+    return Quantized(graph, traced.head, captured_layers(graph, traced.called), left)

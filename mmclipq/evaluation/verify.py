@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..apis.quantize import cannot_be_negative
 from ..backends import build_backend
 from ..detector import captured_layers, to_int8
-from ..graph.capture import capture
+from ..graph.capture import Captured, capture
 from ..graph.ir import Int8Graph
 from ..graph.rounded import CodeDifference, RoundedExecution, compare_with_graph
 
@@ -65,19 +65,26 @@ def _add(sums: dict[str, CodeDifference], found: Mapping[str, CodeDifference]) -
         )
 
 
-def rounded_execution(model: nn.Module, graph: Int8Graph) -> RoundedExecution:
-    """The prepared float ``model`` with the rounding of ``graph``, which was lowered from it."""
-    return RoundedExecution(
-        capture(model).module, graph, cannot_be_negative(model.data_preprocessor)
-    )
+def rounded_execution(
+    model: nn.Module, graph: Int8Graph, traced: Captured | None = None
+) -> RoundedExecution:
+    """The prepared float ``model`` with the rounding of ``graph``, which was lowered from it.
+
+    Args:
+        model: The prepared float detector.
+        graph: The integer graph.
+        traced: The captured ``model``, where the caller has it already.
+    """
+    traced = traced or capture(model)
+    return RoundedExecution(traced.module, graph, cannot_be_negative(model.data_preprocessor))
 
 
 def rounded_detector(model: nn.Module, graph: Int8Graph) -> nn.Module:
     """``model`` as a detector that predicts from its own rounded execution; in place."""
     traced = capture(model)
-    execution = rounded_execution(model, graph)
-    called = [node.target for node in traced.module.graph.nodes if node.op == 'call_module']
-    detector = to_int8(model, graph, traced.head, captured_layers(graph, called), 'reference')
+    execution = rounded_execution(model, graph, traced)
+    captured = captured_layers(graph, traced.called)
+    detector = to_int8(model, graph, traced.head, captured, 'reference')
     detector.int8_backend = execution
     return detector
 

@@ -76,6 +76,11 @@ class Captured:
     head: str | None
     left_out: str = ''
 
+    @property
+    def called(self) -> list[str]:
+        """Paths of the layers that the part calls, in order, one for each call."""
+        return [node.target for node in self.module.graph.nodes if node.op == 'call_module']
+
 
 class _Tracer(fx.Tracer):
     """Keeps every module without children whole, and remembers where tracing stopped."""

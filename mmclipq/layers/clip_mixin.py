@@ -65,16 +65,16 @@ def limit_backward(grad: Tensor, x: Tensor, exponent: int | None) -> Tensor:
 class ClipMixin:
     """Mechanics shared by :class:`ClipConv` and :class:`ClipLinear`.
 
+    A layer class lists this mixin before its ``torch.nn`` base and implements ``forward`` with
+    one autograd function that recomputes the clipped input in its backward pass, so that clipping
+    costs no activation memory. The ranges are plain attributes, not part of ``state_dict()``: a
+    stock checkpoint loads strictly and the keys stay the stock ones.
+
     Args:
         input_range: Half width of the input range, a power of two, or ``'auto'``.
         weight_range: The same for the weights.
         round: Also round both to the fixed-point grid, straight through.
         *args, **kwargs: Those of the ``torch.nn`` base.
-
-    A layer class lists this mixin before its ``torch.nn`` base and implements ``forward`` with
-    one autograd function that recomputes the clipped input in its backward pass, so that clipping
-    costs no activation memory. The ranges are plain attributes, not part of ``state_dict()``: a
-    stock checkpoint loads strictly and the keys stay the stock ones.
 
     Attributes:
         input_exponent (int | None): Range of the inputs; None until an ``'auto'`` range is found,
@@ -161,7 +161,7 @@ class ClipMixin:
         """Input, weight and bias in the autocast dtype where autocast is on.
 
         Custom functions are not autocast. Limits are powers of two, so casting before the clip
-        gives what casting after it would.
+        gives what casting after it would; with ``round`` the values are rounded twice.
         """
         weight, bias = self.weight, self.bias
         if not torch.is_autocast_enabled(x.device.type):
@@ -170,7 +170,6 @@ class ClipMixin:
         return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
     def extra_repr(self) -> str:
-
         def show(exponent: int | None) -> str:
             return AUTO if exponent is None else f'±{math.ldexp(1.0, exponent):g}'
 
