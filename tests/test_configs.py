@@ -40,7 +40,8 @@ def test_detector_builds_and_its_clipq_section_fits(path):
     detector = build_detector(cfg.model)
     classes = cfg.get('metainfo', {}).get('classes')
     if classes is not None:
-        assert detector.bbox_head.num_classes == len(classes)
+        head = getattr(detector, 'roi_head', detector).bbox_head
+        assert head.num_classes == len(classes)
     hooks = [hook['type'] for hook in cfg.get('custom_hooks', [])]
     assert [kind for kind in hooks if kind in HOOK_TYPES] == (
         HOOK_TYPES if path.name.startswith('clipq') else []

@@ -23,14 +23,24 @@ def test_captured_layers_are_what_no_island_needs():
     weight = ir.FloatCall('w', ir.FLOAT, 'parameter', 'scale.weight')
     graph = ir.Int8Graph((ir.Input('x', ir.FLOAT), call, weight), ir.Ref('n'), {})
     called = ['a', 'neck.norm', 'neck', 'a', 'scale', 'neck.n']
-    assert captured_layers(graph, called) == ['a', 'neck.n']
+    assert captured_layers([graph], called) == ['a', 'neck.n']
 
 
 def test_dense_outputs_are_the_features_and_carry_the_head():
-    outputs = DenseOutputs.pack({'features': (1, 2), 'head': 'raw'})
-    assert outputs == (1, 2)
-    assert outputs.head == 'raw'
-    assert DenseOutputs.pack({'head': 3}) == ()
+    values, codes = torch.rand(1, 2, 3, 4), torch.arange(-4, 4, dtype=torch.int8).view(1, 2, 2, 2)
+    outputs = DenseOutputs.pack({'features': (codes, values), 'head': 'raw'}, (3,))
+    assert len(outputs) == 2
+    assert outputs.head == outputs[:1].head == 'raw'
+    assert outputs[1] is outputs[-1] is values
+    assert torch.equal(outputs[0], codes.float() / 16)
+    assert outputs[0] is outputs[0]
+    assert [len(part) for part in (outputs[:1], outputs[1:], outputs[5:])] == [1, 1, 0]
+    assert outputs[:1].maps[0] is codes
+    assert torch.equal(outputs[:1][0], codes.float() / 16)
+    with pytest.raises(IndexError):
+        outputs[2]
+    assert len(list(outputs)) == 2
+    assert len(DenseOutputs.pack({'head': 3})) == 0
     assert DenseOutputs.pack({'features': ()}).head is None
 
 
@@ -39,7 +49,7 @@ def test_detector_becomes_int8_in_place(retinanet):
     retinanet.train()
     quantized = quantize(retinanet, [torch.randn(1, 3, 64, 64)])
     # Running the stock layers on the same image stays possible until the conversion.
-    detector = to_int8(retinanet, quantized.graph, quantized.head, quantized.captured)
+    detector = to_int8(retinanet, quantized)
     assert detector is retinanet
     assert isinstance(detector, Int8Detector)
     assert isinstance(detector, stock)
@@ -68,13 +78,14 @@ def test_head_outside_the_graph_runs_on_dequantized_features(retinanet):
     assert quantized.head is None
     assert quantized.left['dense head'].startswith('bbox_head')
     assert not any(name.startswith('bbox_head') for name in quantized.captured)
-    detector = to_int8(retinanet, quantized.graph, quantized.head, quantized.captured)
+    detector = to_int8(retinanet, quantized)
     image = torch.randn(1, 3, 64, 64)
     features = detector.extract_feat(image)
     assert features.head is None
     assert [tuple(f.shape[2:]) for f in features] == [(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)]
     wanted = detector.int8_backend.run(image)['features']
     assert all(torch.equal(a, b) for a, b in zip(features, wanted, strict=True))
+    assert not hasattr(detector, 'int8_levels')
     with torch.no_grad():
         scores, _ = detector.bbox_head(features)
     assert scores[0].shape == (1, 27, 8, 8)

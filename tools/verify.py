@@ -28,18 +28,18 @@ def main(arguments: list[str]) -> None:
 
     from mmclipq.apis.calibration_data import config_batches
     from mmclipq.apis.export import load_for_quantization
+    from mmclipq.apis.int8_file import load_parts
     from mmclipq.evaluation.evaluate import evaluate
     from mmclipq.evaluation.verify import rounded_detector, verify
-    from mmclipq.graph.artifact import load_artifact
 
     cfg = Config.fromfile(args.config)
-    graph = load_artifact(args.file).graph
+    parts = load_parts(args.file)
     model, _ = load_for_quantization(cfg, args.checkpoint)
-    batches = config_batches(cfg, args.images)
-    result = verify(model, graph, (model.data_preprocessor(b, False)['inputs'] for b in batches))
+    result = verify(model, parts, config_batches(cfg, args.images))
     print(result)
     if args.ap:
-        ap = evaluate(rounded_detector(model, graph), cfg, 'rounded float model').ap
+        with rounded_detector(model, parts) as rounded:
+            ap = evaluate(rounded, cfg, 'rounded float model').ap
         print(f'AP of the rounded float model: {ap:.4f}')
     if result.unequal:
         sys.exit(1)

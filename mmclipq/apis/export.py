@@ -119,5 +119,5 @@ def export_checkpoint(
     model.cpu()
     size = save_int8(out, model, quantized, cfg, meta)
     float_size = sum(p.numel() * p.element_size() for p in model.parameters())
-    layers = {node.weight for node in quantized.graph.products()}
+    layers = {node.weight for graph in quantized.graphs for node in graph.products()}
     return ExportSummary(out, size, float_size, len(layers), quantized.left)

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import Registry
 from torch import nn
 
-from ..detector import to_int8
+from ..detector import Int8Parts, to_int8
 from ..graph.artifact import Artifact, ArtifactError, load_artifact, save_artifact
 from .calibration_data import find_test_pipeline
 from .detectors import build_detector
@@ -46,7 +46,7 @@ def save_int8(
         'clipq': cfg.get('clipq', Config()).to_dict() if 'clipq' in cfg else {},
     }
     meta = {key: meta[key] for key in ('classes', 'palette') if meta.get(key) is not None}
-    return save_artifact(path, Artifact(quantized.graph, parameters, config, meta))
+    return save_artifact(path, Artifact(quantized.graphs, parameters, config, meta))
 
 
 _SCOPES = 'mmclipq|mmcv|mmdet|mmengine|mmpretrain|mmcls|mmseg|mmyolo|mmrotate'
@@ -86,6 +86,17 @@ def _check_types(config: Any, path: str | os.PathLike) -> None:
             _check_types(value, path)
 
 
+def _parts(artifact: Artifact) -> Int8Parts:
+    graph, *boxes = artifact.graphs
+    config = artifact.config
+    return Int8Parts(graph, config['head'], config['captured'], tuple(boxes))
+
+
+def load_parts(path: str | os.PathLike) -> Int8Parts:
+    """The integer graphs of a ``.clipq`` file; raises ArtifactError as :func:`load_int8` does."""
+    return _parts(load_artifact(path))
+
+
 def load_int8(path: str | os.PathLike, device: str = 'cpu', backend: str = 'auto') -> nn.Module:
     """The detector of a ``.clipq`` file, ready for ``predict`` and ``test_step``.
 
@@ -114,9 +125,7 @@ def load_int8(path: str | os.PathLike, device: str = 'cpu', backend: str = 'auto
             f'{path}: found parameters that do not fit its config, first '
             f'{(missing + unexpected)[0]!r}; export it again with this version of mmdet'
         )
-    detector = to_int8(
-        detector, artifact.graph, config['head'], config['captured'], backend, device
-    )
+    detector = to_int8(detector, _parts(artifact), backend, device)
     detector.dataset_meta = dict(artifact.meta)
     detector.cfg = Config(
         dict(

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from mmdet.structures import DetDataSample
 from torch import Tensor, nn
 
-from ..detector import captured_layers
-from ..graph.capture import capture
-from ..graph.ir import Int8Graph
-from ..graph.lower import lower
+from ..detector import Int8Parts, captured_layers, executing, plain_samples
+from ..graph.capture import capture, evaluating
+from ..graph.lower import Lowering
 from ..prepare import clip_layers, find_weight_ranges, prepare_model, prepare_options
 
 
 @dataclass
-class Quantized:
-    """A detector's integer part.
+class Quantized(Int8Parts):
+    """A detector's integer graphs and what they leave out.
 
     Attributes:
-        graph: What the backends execute.
-        head: Name of the dense head inside the graph, or None.
-        captured: Paths of the layers that the graph computes.
         left: Name and reason of everything that stays in float.
     """
 
-    graph: Int8Graph
-    head: str | None
-    captured: list[str]
-    left: dict[str, str]
+    left: dict[str, str] = field(default_factory=dict)
 
 
 def cannot_be_negative(preprocessor: nn.Module) -> bool:
@@ -40,12 +35,16 @@ def cannot_be_negative(preprocessor: nn.Module) -> bool:
     return bool((mean <= 0).all()) and preprocessor.pad_value >= 0
 
 
-def _image_batches(model: nn.Module, batches: Iterable[Any]) -> Iterable[Tensor]:
+def preprocessed(
+    model: nn.Module, batches: Iterable[Any]
+) -> Iterator[tuple[Tensor, list[DetDataSample]]]:
+    """Images ``(N, C, H, W)`` and data samples of batches from a dataloader, or of bare images."""
     for batch in batches:
         if isinstance(batch, Tensor):
-            yield batch
+            yield batch, plain_samples(batch)
         else:
-            yield model.data_preprocessor(batch, False)['inputs']
+            data = model.data_preprocessor(batch, False)
+            yield data['inputs'], data['data_samples']
 
 
 def quantize(
@@ -70,15 +69,34 @@ def quantize(
         prepare_model(model, **prepare_options(clipq))
     find_weight_ranges(model)
     traced = capture(model)
-    graph = lower(
-        traced.module,
-        _image_batches(model, batches),
-        method,
-        cannot_be_negative(model.data_preprocessor),
-    )
-    left = dict(graph.islands)
-    if traced.left_out:
-        left['dense head'] = traced.left_out
-    if hasattr(model, 'roi_head'):
-        left['roi_head'] = 'its layers run on dequantized features'
-    return Quantized(graph, traced.head, captured_layers(graph, traced.called), left)
+    dense = Lowering(traced.module, cannot_be_negative(model.data_preprocessor), traced.levels)
+    features_from_zero = all(unit.non_negative for unit in dense.plan.levels)
+    boxes = [Lowering(part, features_from_zero) for part in traced.boxes]
+    for images, samples in preprocessed(model, batches):
+        if not boxes:
+            dense.run(images)
+            continue
+        # The detector's own prediction leads from the features to the regions of every stage.
+        with torch.no_grad(), evaluating(model), executing(model, traced.head, dense, boxes):
+            model.predict(images, samples)
+    graph = dense.finish(method)
+    features = graph.outputs['features'] if traced.levels else ()
+    levels = [graph.tensors[ref.name] for ref in features[: traced.levels]]
+    graphs = graph, *(box.finish(method, levels) for box in boxes)
+    left = {**traced.left_out}
+    for part in graphs:
+        left |= part.islands
+    captured = captured_layers(graphs, traced.called)
+    left |= _uncaptured_heads(model, captured)
+    return Quantized(graph, traced.head, captured, graphs[1:], left)
+
+
+def _uncaptured_heads(model: nn.Module, captured: list[str]) -> dict[str, str]:
+    """Parts of the RoI head with weights that no graph computes."""
+    reason = 'its layers run on dequantized features'
+    return {
+        f'roi_head.{name}': reason
+        for name, part in getattr(model, 'roi_head', nn.Module()).named_children()
+        if next(part.parameters(), None) is not None
+        and not any(path.startswith(f'roi_head.{name}.') for path in captured)
+    }

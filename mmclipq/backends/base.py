@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import fixed_point as fp
 from ..errors import ClipQError
 from ..graph import ir
 from ..graph.patterns import FUNCTIONS, METHODS, SHAPE_ATTRIBUTES
@@ -87,6 +88,7 @@ class Backend(ABC):
         self.islands = islands
         self.device = torch.device(device)
         self.constants = {key: value.to(self.device) for key, value in graph.constants.items()}
+        self._nodes = {node.name: node for node in graph.nodes}
         self._steps = [(node, self._method(node)) for node in graph.nodes]
         self._last_reads = self._find_last_reads()
 
@@ -109,17 +111,21 @@ class Backend(ABC):
 
     @torch.no_grad()
     def run(self, *inputs: Tensor, observe: Callable[[ir.Node, Any], None] | None = None) -> Any:
-        """Outputs of the graph, float32 tensors in the structure of ``graph.outputs``.
+        """Outputs of the graph, float32 values or codes, in the structure of ``graph.outputs``.
 
         Args:
-            *inputs: Float32 tensors, one for each input node in order.
+            *inputs: One tensor for each input node in order: codes as another graph on this backend
+                gives them, or float32 values.
             observe: Called with each node and its result, for tests and reports.
+
+        Raises:
+            GraphError: if an input has another dtype than its node's codes.
         """
         values: dict[str, Any] = {}
         given = iter(inputs)
         for (node, method), ended in zip(self._steps, self._last_reads, strict=True):
             if isinstance(node, ir.Input):
-                result = next(given).to(self.device, torch.float32)
+                result = self._read_input(node, next(given))
             elif isinstance(node, ir.FloatCall):
                 result = self._float_call(node, values)
             else:
@@ -129,7 +135,19 @@ class Backend(ABC):
                 observe(node, result)
             for name in ended:
                 del values[name]
-        return ir.map_refs(self.graph.outputs, lambda ref: values[ref.name])
+        return ir.map_refs(self.graph.outputs, lambda ref: self._output(ref.name, values))
+
+    def _read_input(self, node: ir.Input, x: Tensor) -> Any:
+        if not node.type.is_codes:
+            return x.to(self.device, torch.float32)
+        wanted = fp.code_dtype(node.type.signed)
+        if x.dtype != wanted:
+            raise ir.GraphError(f'{node.name}: found an input of {x.dtype}, wanted {wanted}')
+        return self.from_codes(node, x.to(self.device))
+
+    def _output(self, name: str, values: Mapping[str, Any]) -> Any:
+        node = self._nodes[name]
+        return self.as_codes(node, values[name]) if node.type.is_codes else values[name]
 
     def codes(self, *inputs: Tensor) -> dict[str, Tensor]:
         """Codes of every tensor of the graph that holds codes, by name, on the CPU."""
@@ -145,6 +163,10 @@ class Backend(ABC):
     def as_codes(self, node: ir.Node, result: Tensor) -> Tensor:
         """``result`` as int8 or uint8 codes in NCHW order."""
         return result
+
+    def from_codes(self, node: ir.Node, codes: Tensor) -> Any:
+        """Inverse of :meth:`as_codes`."""
+        return codes
 
     def _float_call(self, node: ir.FloatCall, values: Mapping[str, Any]) -> Any:
         args = ir.map_refs(node.args, lambda ref: values[ref.name])
@@ -190,6 +212,14 @@ class Backend(ABC):
     @abstractmethod
     def maxpool(self, node: ir.MaxPool, x: Any) -> Any:
         """Largest code of each window."""
+
+    @abstractmethod
+    def flatten(self, node: ir.Flatten, x: Any) -> Any:
+        """Channels, rows and columns as one axis."""
+
+    @abstractmethod
+    def roialign(self, node: ir.RoIAlign, *levels_and_rois: Any) -> Any:
+        """Averages of bilinear samples in regions."""
 
     @abstractmethod
     def upsample(self, node: ir.Upsample, x: Any, like: Any = None) -> Any:

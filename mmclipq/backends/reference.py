@@ -9,7 +9,8 @@ For input codes ``x`` and weight codes ``w`` with the integer sum ``acc``::
     v = v + float32(r) * 2**step            residual, if after the activation
     out = saturate(round_half_even(v / 2**step))
 
-Every other backend must give the same codes.
+Every other backend must give the same codes. RoIAlign is defined in
+:mod:`mmclipq.backends.roi_align`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 from .. import fixed_point as fp
 from ..graph import ir
 from .base import Backend, register_backend
+from .roi_align import roi_align_average
 
 
 def activate(v: Tensor, activation: str, slope: float) -> Tensor:
@@ -110,6 +112,14 @@ class ReferenceBackend(Backend):
     def upsample(self, node, x, like=None):
         size = None if like is None else like.shape[2:]
         return F.interpolate(x.float(), size, node.scale, mode='nearest').to(x.dtype)
+
+    def flatten(self, node, x):
+        return x.flatten(1)
+
+    def roialign(self, node, *levels_and_rois):
+        *levels, rois = levels_and_rois
+        values = [self.values_of(n, level) for n, level in zip(node.levels, levels, strict=True)]
+        return to_codes(roi_align_average(values, rois, node), node.type)
 
     def values_of(self, name: str, codes: Tensor) -> Tensor:
         """Float32 values that the codes of tensor ``name`` stand for."""

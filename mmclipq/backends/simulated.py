@@ -26,6 +26,9 @@ class SimulatedBackend(ReferenceBackend):
     def as_codes(self, node, result):
         return to_codes(result.float(), node.type)
 
+    def from_codes(self, node, codes):
+        return fp.decode(codes, node.type.exponent, dtype=torch.float64)
+
     def quantize(self, node, x):
         step = math.ldexp(1.0, node.type.step_exponent)
         return to_codes(x, node.type).double() * step
@@ -53,6 +56,10 @@ class SimulatedBackend(ReferenceBackend):
     def upsample(self, node, x, like=None):
         size = None if like is None else like.shape[2:]
         return F.interpolate(x, size, node.scale, mode='nearest')
+
+    def roialign(self, node, *levels_and_rois):
+        codes = super().roialign(node, *levels_and_rois)
+        return codes.double() * math.ldexp(1.0, node.type.step_exponent)
 
     def values_of(self, name, codes):
         return codes.float()

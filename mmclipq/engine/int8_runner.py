@@ -39,9 +39,7 @@ class Int8Runner(Runner):
             detector, quantized, _ = quantize_checkpoint(
                 cfg, self._load_from, options.get('calib_images'), device=device
             )
-            detector = to_int8(
-                detector, quantized.graph, quantized.head, quantized.captured, backend, device
-            )
+            detector = to_int8(detector, quantized, backend, device)
         self._replace_detector(detector)
         self._has_loaded = True
         self.logger.info(

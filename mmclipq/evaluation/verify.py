@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..apis.quantize import cannot_be_negative
+from ..apis.quantize import cannot_be_negative, preprocessed
 from ..backends import build_backend
-from ..detector import captured_layers, to_int8
-from ..graph.capture import Captured, capture
-from ..graph.ir import Int8Graph
+from ..detector import Int8Parts, executing
+from ..graph.capture import capture, evaluating
 from ..graph.rounded import CodeDifference, RoundedExecution, compare_with_graph
+
+T = TypeVar('T')
 
 
 @dataclass
@@ -22,7 +25,7 @@ class Verification:
 
     Attributes:
         images: Number of image batches.
-        tensors: Number of tensors with codes.
+        names: The tensors with codes.
         unequal: Tensors whose codes differ between the reference on integers and the graph on
             dequantized float64 values; must be empty.
         forced: Per tensor, the prepared model with rounding on against the reference, every layer
@@ -31,14 +34,14 @@ class Verification:
     """
 
     images: int = 0
-    tensors: int = 0
+    names: set[str] = field(default_factory=set)
     unequal: list[str] = field(default_factory=list)
     forced: dict[str, CodeDifference] = field(default_factory=dict)
     free: dict[str, CodeDifference] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [
-            f'{self.images} images, {self.tensors} tensors',
+            f'{self.images} images, {len(self.names)} tensors',
             f'integers against dequantized float64: {len(self.unequal)} tensors differ'
             + (f', first {self.unequal[0]}' if self.unequal else ''),
         ]
@@ -65,48 +68,66 @@ def _add(sums: dict[str, CodeDifference], found: Mapping[str, CodeDifference]) -
         )
 
 
-def rounded_execution(
-    model: nn.Module, graph: Int8Graph, traced: Captured | None = None
-) -> RoundedExecution:
-    """The prepared float ``model`` with the rounding of ``graph``, which was lowered from it.
-
-    Args:
-        model: The prepared float detector.
-        graph: The integer graph.
-        traced: The captured ``model``, where the caller has it already.
-    """
-    traced = traced or capture(model)
-    return RoundedExecution(traced.module, graph, cannot_be_negative(model.data_preprocessor))
-
-
-def rounded_detector(model: nn.Module, graph: Int8Graph) -> nn.Module:
-    """``model`` as a detector that predicts from its own rounded execution; in place."""
+def rounded_executions(model: nn.Module, parts: Int8Parts) -> list[RoundedExecution]:
+    """The prepared float ``model``, part by part, with the rounding of the graphs made from it."""
     traced = capture(model)
-    execution = rounded_execution(model, graph, traced)
-    captured = captured_layers(graph, traced.called)
-    detector = to_int8(model, graph, traced.head, captured, 'reference')
-    detector.int8_backend = execution
-    return detector
+    non_negative = cannot_be_negative(model.data_preprocessor)
+    dense = RoundedExecution(traced.module, parts.graph, non_negative, traced.levels)
+    boxes = zip(traced.boxes, parts.boxes, strict=True)
+    return [dense, *(RoundedExecution(module, graph) for module, graph in boxes)]
+
+
+class _Comparison:
+    """Runs one part in all three ways, counts the differences, and goes on with the reference."""
+
+    def __init__(
+        self, name: str, model: nn.Module, execution: RoundedExecution, result: Verification
+    ) -> None:
+        graph = execution.int8_graph
+        self.name, self.execution, self.result = name, execution, result
+        self.reference = build_backend('reference', graph, model)
+        self.simulated = build_backend('simulated', graph, model)
+
+    def _named(self, found: Mapping[str, T]) -> dict[str, T]:
+        return {f'{self.name}{key}': value for key, value in found.items()}
+
+    def run(self, *inputs: Tensor) -> Any:
+        codes, values = self.reference.codes(*inputs), self.simulated.codes(*inputs)
+        self.result.names |= self._named(codes).keys()
+        different = [name for name in codes if not torch.equal(codes[name], values[name])]
+        self.result.unequal += [f'{self.name}{name}' for name in different]
+        for sums, forced in ((self.result.forced, True), (self.result.free, False)):
+            found = compare_with_graph(self.execution, codes, *inputs, forced=forced)
+            _add(sums, self._named(found))
+        return self.reference.run(*inputs)
+
+
+@contextmanager
+def rounded_detector(model: nn.Module, parts: Int8Parts) -> Iterator[nn.Module]:
+    """``model`` as a detector that predicts from its own rounded execution while inside."""
+    dense, *boxes = rounded_executions(model, parts)
+    with executing(model, parts.head, dense, boxes):
+        yield model
 
 
 @torch.no_grad()
-def verify(model: nn.Module, graph: Int8Graph, batches: Iterable[Tensor]) -> Verification:
+def verify(model: nn.Module, parts: Int8Parts, batches: Iterable[Any]) -> Verification:
     """Compare three executions of the same integers.
 
     Args:
-        model: The prepared float detector with the checkpoint that the graph was made from.
-        graph: The integer graph.
-        batches: Preprocessed images, float32 ``(N, C, H, W)``.
+        model: The prepared float detector with the checkpoint that the graphs were made from.
+        parts: The integer graphs.
+        batches: Batches of a dataloader, or preprocessed images, float32 ``(N, C, H, W)``.
     """
-    reference = build_backend('reference', graph, model)
-    simulated = build_backend('simulated', graph, model)
-    execution = rounded_execution(model, graph)
     result = Verification()
-    for images in batches:
-        codes, values = reference.codes(images), simulated.codes(images)
+    names = ['', *(f'stage {index}: ' for index in range(len(parts.boxes)))]
+    executions = zip(names, rounded_executions(model, parts), strict=True)
+    dense, *boxes = (_Comparison(name, model, found, result) for name, found in executions)
+    for images, samples in preprocessed(model, batches):
         result.images += 1
-        result.tensors = len(codes)
-        result.unequal += [name for name in codes if not torch.equal(codes[name], values[name])]
-        _add(result.forced, compare_with_graph(execution, codes, images, forced=True))
-        _add(result.free, compare_with_graph(execution, codes, images, forced=False))
+        if not boxes:
+            dense.run(images)
+            continue
+        with evaluating(model), executing(model, parts.head, dense, boxes, parts.feature_exponents):
+            model.predict(images, samples)
     return result

@@ -37,7 +37,7 @@ from ..version import __version__
 from . import ir
 
 MAGIC = b'CLIPQ\r\n\0'
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _PREFIX = struct.Struct('<8sIQ32s')
 _HEADER_SIZE = struct.Struct('<Q')
 _ZSTD_LEVEL = 12
@@ -53,7 +53,7 @@ class Artifact:
     """What a ``.clipq`` file holds.
 
     Attributes:
-        graph: The integer graph.
+        graphs: The integer graphs: the dense part, then those of the RoI head's stages.
         parameters: Float parameters and buffers of what stays outside the graph, by the names of
             the detector's ``state_dict()``.
         config: Detector config and whatever else the writer adds, JSON-like; tuples survive.
@@ -61,7 +61,7 @@ class Artifact:
         versions: Versions of the libraries that wrote the file.
     """
 
-    graph: ir.Int8Graph
+    graphs: tuple[ir.Int8Graph, ...]
     parameters: Mapping[str, Tensor]
     config: Mapping[str, Any]
     meta: Mapping[str, Any]
@@ -146,15 +146,26 @@ def _versions() -> dict[str, str]:
     return {'mmclipq': __version__, **{name: str(p.__version__) for name, p in packages.items()}}
 
 
+def _constants(index: int) -> str:
+    """Prefix of the constants of graph number ``index``."""
+    return f'{_CONSTANT}{index}.'
+
+
 def _pack(artifact: Artifact) -> bytes:
     header = {
-        'nodes': [_node_to_json(node) for node in artifact.graph.nodes],
-        'outputs': to_json(artifact.graph.outputs),
+        'graphs': [
+            {'nodes': [_node_to_json(node) for node in g.nodes], 'outputs': to_json(g.outputs)}
+            for g in artifact.graphs
+        ],
         'config': to_json(artifact.config),
         'meta': to_json(artifact.meta),
         'versions': dict(artifact.versions) or _versions(),
     }
-    tensors = {f'{_CONSTANT}{key}': value for key, value in artifact.graph.constants.items()}
+    tensors = {
+        f'{_constants(index)}{key}': value
+        for index, graph in enumerate(artifact.graphs)
+        for key, value in graph.constants.items()
+    }
     tensors |= {f'{_PARAMETER}{key}': value for key, value in artifact.parameters.items()}
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     text = json.dumps(header, ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
@@ -222,10 +233,10 @@ def _checked_body(path: Path) -> memoryview:
     if len(data) < _PREFIX.size:
         raise ArtifactError(f'{path}: found a truncated .clipq file; copy or export it again')
     _, version, size, checksum = _PREFIX.unpack(data[: _PREFIX.size])
-    if version > FORMAT_VERSION:
+    if version != FORMAT_VERSION:
+        cure = 'update mmclipq' if version > FORMAT_VERSION else 'export it again'
         raise ArtifactError(
-            f'{path}: found format version {version}, wanted at most {FORMAT_VERSION}; '
-            'update mmclipq'
+            f'{path}: found format version {version}, wanted {FORMAT_VERSION}; {cure}'
         )
     body = data[_PREFIX.size :]
     if len(body) < size:
@@ -233,7 +244,7 @@ def _checked_body(path: Path) -> memoryview:
             f'{path}: found {len(data)} bytes, wanted {_PREFIX.size + size}: the file is '
             'truncated; copy or export it again'
         )
-    if len(body) > size or version < 1 or hashlib.sha256(body).digest() != checksum:
+    if len(body) > size or hashlib.sha256(body).digest() != checksum:
         raise ArtifactError(
             f'{path}: found another checksum than the file states, so it was altered; '
             'copy or export it again'
@@ -256,13 +267,18 @@ def load_artifact(path: str | os.PathLike) -> Artifact:
         header = json.loads(bytes(body[start : start + length]))
         blob = zstandard.ZstdDecompressor().decompress(body[start + length :])
         tensors = safetensors.torch.load(blob)
-        graph = ir.Int8Graph(
-            tuple(_node_from_json(record) for record in header['nodes']),
-            from_json(header['outputs']),
-            _with_prefix(tensors, _CONSTANT),
+        graphs = tuple(
+            ir.Int8Graph(
+                tuple(_node_from_json(record) for record in graph['nodes']),
+                from_json(graph['outputs']),
+                _with_prefix(tensors, _constants(index)),
+            )
+            for index, graph in enumerate(header['graphs'])
         )
+        if not graphs:
+            raise ir.GraphError('found no graph, wanted at least the dense one')
         return Artifact(
-            graph,
+            graphs,
             _with_prefix(tensors, _PARAMETER),
             from_json(header['config']),
             from_json(header['meta']),

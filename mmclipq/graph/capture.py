@@ -1,18 +1,22 @@
-"""Traces the convolutional part of a detector with ``torch.fx``."""
+"""Traces a detector's parts with ``torch.fx``: the dense one, and one per RoI box head."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
+from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
+from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
 from torch import Tensor, fx, nn
 
 from .ir import GraphError
 
 _STOCK_EXTRACTORS = {SingleStageDetector.extract_feat, TwoStageDetector.extract_feat}
+_STOCK_BOX_FORWARDS = {StandardRoIHead._bbox_forward, CascadeRoIHead._bbox_forward}
 
 
 class CaptureError(GraphError):
@@ -61,6 +65,38 @@ class DensePart(nn.Module):
         return outputs
 
 
+class BoxPart(nn.Module):
+    """RoIAlign and box head of one stage of an RoI head, under the detector's own names.
+
+    ``forward`` takes the features of the levels ``(N, C, H, W)`` and regions ``(K, 5)`` and returns
+    what the box head returns: class scores and box deltas.
+
+    Args:
+        detector: A two-stage detector whose RoI head runs its boxes as mmdet's Standard- or
+            CascadeRoIHead does.
+        stage: Number of the cascade's stage, or None for a head of one stage.
+    """
+
+    def __init__(self, detector: nn.Module, stage: int | None) -> None:
+        super().__init__()
+        self.roi_head = detector.roi_head
+        self.stage = stage
+
+    def _of_stage(self, modules: nn.Module) -> nn.Module:
+        return modules if self.stage is None else modules[self.stage]
+
+    @property
+    def extractor(self) -> BaseRoIExtractor:
+        return self._of_stage(self.roi_head.bbox_roi_extractor)
+
+    def forward(self, features: Sequence[Tensor], rois: Tensor) -> Any:
+        levels = [features[index] for index in range(self.extractor.num_inputs)]
+        regions = self.extractor(levels, rois)
+        if self.roi_head.with_shared_head:
+            regions = self.roi_head.shared_head(regions)
+        return self._of_stage(self.roi_head.bbox_head)(regions)
+
+
 @dataclass
 class Captured:
     """A traced part: run it, or lower its graph.
@@ -69,35 +105,81 @@ class Captured:
         module: Executable in float, in :func:`evaluating`; shares the detector's modules and
             their modes.
         head: Name of the dense head inside, or None if it stays outside.
-        left_out: Why the dense head stays outside; empty otherwise.
+        left_out: What stays outside and why; empty if nothing does.
+        boxes: The RoI box heads, one for each stage.
+        levels: How many features the box heads read.
     """
 
     module: fx.GraphModule
     head: str | None
-    left_out: str = ''
+    left_out: dict[str, str] = field(default_factory=dict)
+    boxes: tuple[fx.GraphModule, ...] = ()
+    levels: int = 0
 
     @property
     def called(self) -> list[str]:
-        """Paths of the layers that the part calls, in order, one for each call."""
-        return [node.target for node in self.module.graph.nodes if node.op == 'call_module']
+        """Paths of the layers that the parts call, in order, one for each call."""
+        return [
+            node.target
+            for part in (self.module, *self.boxes)
+            for node in part.graph.nodes
+            if node.op == 'call_module'
+        ]
 
 
 class _Tracer(fx.Tracer):
-    """Keeps every module without children whole, and remembers where tracing stopped."""
+    """Keeps every module without children whole, and remembers where tracing stopped.
 
-    def __init__(self) -> None:
+    Args:
+        examples: Values of the arguments, with which a condition on the number of a tensor's axes,
+            or on whether it is empty, is decided while tracing; without them every condition is an
+            error.
+    """
+
+    def __init__(self, examples: Sequence[Any] = ()) -> None:
         super().__init__(param_shapes_constant=True)
         self.path: list[str] = []
+        self.examples = examples
+        self.executing = False
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         has_children = next(module.children(), None) is not None
-        return not has_children or super().is_leaf_module(module, name)
+        leaf = not has_children or isinstance(module, BaseRoIExtractor)
+        return leaf or super().is_leaf_module(module, name)
+
+    def getattr(self, attr, attr_val, parameter_proxy_cache):
+        if self.executing:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        if not self.examples or not _is_about_axes(obj.node):
+            return super().to_bool(obj)
+        interpreter = fx.Interpreter(self.root, graph=self.graph)
+        interpreter.args_iter = iter(self.examples)
+        self.executing = True
+        with torch.no_grad():
+            for node in self.graph.nodes:
+                interpreter.env[node] = interpreter.run_node(node)
+        self.executing = False
+        return bool(interpreter.env[obj.node])
 
     def call_module(self, module, forward, args, kwargs):
+        if self.executing:
+            return forward(*args, **kwargs)
         self.path.append(self.path_of_module(module))
         result = super().call_module(module, forward, args, kwargs)
         self.path.pop()
         return result
+
+
+def _is_about_axes(node: fx.Node) -> bool:
+    """Whether the condition asks for a number of axes, or whether there is anything at all.
+
+    No data changes the first, and mmdet's RoI heads do not run their box heads on nothing.
+    """
+    sources = [source.target for source in node.all_input_nodes if source.op == 'call_method']
+    return sources == ['dim'] or sources == ['numel'] and node.args[1] == 0
 
 
 @contextmanager
@@ -112,8 +194,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             child.training = training
 
 
-def _trace(part: DensePart) -> fx.GraphModule:
-    tracer = _Tracer()
+def _trace(part: nn.Module, examples: Sequence[Any] = ()) -> fx.GraphModule:
+    tracer = _Tracer(examples)
     try:
         with evaluating(part):
             graph = tracer.trace(part)
@@ -136,8 +218,52 @@ def dense_head_name(detector: nn.Module) -> str | None:
     return None
 
 
+def _levels_as_arguments(module: fx.GraphModule) -> fx.GraphModule:
+    """The traced box part with one argument for each level instead of one with all."""
+    features, *_ = module.graph.nodes
+    for index, item in enumerate(list(features.users)):
+        with module.graph.inserting_before(features):
+            level = module.graph.placeholder(f'level{index}')
+        item.replace_all_uses_with(level)
+        module.graph.erase_node(item)
+    module.graph.erase_node(features)
+    module.graph.eliminate_dead_code()  # conditions that tracing has decided
+    module.recompile()
+    return module
+
+
+def capture_boxes(detector: nn.Module) -> tuple[fx.GraphModule, ...]:
+    """Trace the box heads of a two-stage detector, one for each stage.
+
+    The traced modules take each level's features ``(N, C, H, W)``, then regions ``(K, 5)``.
+
+    Raises:
+        CaptureError: if the RoI head runs its boxes in its own way, or cannot be traced.
+    """
+    roi_head = detector.roi_head
+    if getattr(type(roi_head), '_bbox_forward', None) not in _STOCK_BOX_FORWARDS:
+        raise CaptureError(
+            f'{type(roi_head).__name__}: found its own way from regions to boxes, wanted that of '
+            "mmdet's StandardRoIHead or CascadeRoIHead"
+        )
+    if roi_head.with_shared_head and roi_head.with_mask:
+        raise CaptureError(
+            f'{type(roi_head).__name__}: found a shared head that the mask head reads, too, wanted '
+            'one for boxes alone'
+        )
+    stages = range(roi_head.num_stages) if isinstance(roi_head, CascadeRoIHead) else (None,)
+    parts = []
+    for stage in stages:
+        part = BoxPart(detector, stage)
+        parameter = next(part.roi_head.parameters())
+        level = parameter.new_zeros(1, part.extractor.out_channels, 8, 8)
+        examples = [level] * part.extractor.num_inputs, parameter.new_zeros(1, 5)
+        parts.append(_levels_as_arguments(_trace(part, examples)))
+    return tuple(parts)
+
+
 def capture(detector: nn.Module) -> Captured:
-    """Trace backbone, neck and dense head of ``detector``.
+    """Trace backbone, neck and dense head of ``detector``, and the box heads of its RoI head.
 
     A head that cannot be traced stays outside, with the reason in the result.
 
@@ -145,10 +271,24 @@ def capture(detector: nn.Module) -> Captured:
         CaptureError: naming the layer, if backbone or neck cannot be traced.
     """
     head = dense_head_name(detector)
-    left_out = f'{type(detector).__name__} has no dense head'
-    if head is not None:
+    left_out: dict[str, str] = {}
+    module = None
+    if head is None:
+        left_out['dense head'] = f'{type(detector).__name__} has no dense head'
+    else:
         try:
-            return Captured(_trace(DensePart(detector, head)), head)
+            module = _trace(DensePart(detector, head))
         except CaptureError as error:
-            left_out = str(error)
-    return Captured(_trace(DensePart(detector, None)), None, left_out)
+            left_out['dense head'], head = str(error), None
+    captured = Captured(module or _trace(DensePart(detector, None)), head, left_out)
+    if hasattr(detector, 'roi_head'):
+        try:
+            captured.boxes = capture_boxes(detector)
+            captured.levels = max(len(_placeholders(box)) - 1 for box in captured.boxes)
+        except CaptureError as error:
+            left_out['roi_head'] = str(error)
+    return captured
+
+
+def _placeholders(module: fx.GraphModule) -> list[fx.Node]:
+    return [node for node in module.graph.nodes if node.op == 'placeholder']

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,79 +10,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from .. import fixed_point as fp
-from ..calibration.observer import OctaveHistogram
-from ..calibration.range_search import activation_exponent, weight_exponents
+from ..calibration.range_search import weight_exponents
 from ..errors import ClipQError
 from . import ir, patterns
 from .capture import CaptureError, evaluating
-from .plan import PRODUCTS, Plan, Unit, make_plan, tied_groups
-
-
-class _Recorder(fx.Interpreter):
-    """Runs the traced part in float and adds every wanted tensor to its histogram."""
-
-    def __init__(self, module: fx.GraphModule, histograms: dict[fx.Node, OctaveHistogram]) -> None:
-        super().__init__(module)
-        # It would add lines of its own to the one sentence of an error.
-        self.extra_traceback = False
-        self.histograms = histograms
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if n in self.histograms:
-            self.histograms[n].update(result)
-        return result
-
-
-def collect(
-    module: fx.GraphModule, plan: Plan, images: Iterable[Tensor]
-) -> dict[Unit, OctaveHistogram]:
-    """Statistics of every tensor that becomes codes, over batches of preprocessed images.
-
-    Raises:
-        ClipQError: if there is no image, or a tensor holds NaN or infinity.
-    """
-    histograms = {unit: OctaveHistogram(unit.path) for unit in plan.units if unit.wants_codes}
-    recorder = _Recorder(module, {unit.node: histograms[unit] for unit in histograms})
-    seen = 0
-    with torch.no_grad(), evaluating(module):
-        for batch in images:
-            seen += 1
-            recorder.run(batch)
-    if not seen:
-        raise ClipQError('calibration: found no images, wanted at least one batch')
-    return histograms
-
-
-def choose_types(
-    plan: Plan, histograms: dict[Unit, OctaveHistogram], method: str
-) -> dict[Unit, ir.TensorType]:
-    """Range and sign of every tensor that becomes codes.
-
-    A layer's clip exponent bounds the tensor that it reads; where a residual or a float step reads
-    the same tensor, which training does not clip, the bound is kept by a requantization instead.
-    """
-    users = plan.users()
-    types: dict[Unit, ir.TensorType] = {}
-    for group in tied_groups(plan):
-        signed = not all(unit.non_negative for unit in group)
-        bounds: list[int | None] = []
-        for unit in group:
-            bounds += [_clip_bound(user, unit) for user in users[unit] if user not in group]
-            if unit.read_unclipped:
-                bounds.append(None)
-        upper = None if not bounds or None in bounds else max(bounds)
-        members = [histograms[unit] for unit in group]
-        exponent = activation_exponent(members, signed, method, upper)
-        types.update(dict.fromkeys(group, ir.TensorType(exponent, signed)))
-    return types
-
-
-def _clip_bound(user: Unit, operand: Unit) -> int | None:
-    """Clip exponent with which ``user`` reads ``operand``; a residual is not clipped."""
-    if user.kind not in PRODUCTS or operand in user.operands[1:]:
-        return None
-    return user.layer.input_exponent
+from .plan import PRODUCTS, Plan, Unit, make_plan
+from .ranges import Recorder, choose_types
 
 
 @dataclass
@@ -92,6 +25,7 @@ class _Emitter:
     module: fx.GraphModule
     plan: Plan
     types: dict[Unit, ir.TensorType]
+    given: dict[Unit, ir.TensorType]
     nodes: list[ir.Node] = field(default_factory=list)
     constants: dict[str, Tensor] = field(default_factory=dict)
     emitted: set[str] = field(default_factory=set)
@@ -107,6 +41,8 @@ class _Emitter:
 
     def is_float(self, unit: Unit) -> bool:
         """Whether the unit's own node gives float32, codes being made from it on demand."""
+        if unit in self.given:
+            return False
         return unit.kind in ('float', 'input') or not unit.wants_codes
 
     def codes(self, unit: Unit, bound: int | None = None) -> str:
@@ -128,7 +64,7 @@ class _Emitter:
     def run(self) -> ir.Int8Graph:
         for unit in self.plan.units:
             if unit.kind == 'input':
-                self.emit(ir.Input(unit.path, ir.FLOAT))
+                self.emit(ir.Input(unit.path, self.given.get(unit, ir.FLOAT)))
             elif unit.kind == 'float':
                 self.emit(self.float_call(unit))
             elif unit.kind in PRODUCTS:
@@ -142,14 +78,29 @@ class _Emitter:
             elif unit.kind == 'max_pool':
                 codes = self.codes(unit.operands[0])
                 self.emit(ir.MaxPool(unit.path, self.types[unit], codes, **unit.options))
+            elif unit.kind == 'flatten':
+                self.emit(ir.Flatten(unit.path, self.types[unit], self.codes(unit.operands[0])))
+            elif unit.kind == 'roi_align':
+                levels = tuple(self.codes(operand) for operand in unit.operands)
+                rois = self.values(unit.beside)
+                self.emit(ir.RoIAlign(unit.path, self.types[unit], levels, rois, **unit.options))
             else:
                 codes = self.codes(unit.operands[0])
-                like = None if unit.like is None else unit.like.path
+                like = None if unit.beside is None else unit.beside.path
                 self.emit(
                     ir.Upsample(unit.path, self.types[unit], codes, like=like, **unit.options)
                 )
-        outputs = self.arguments(self.plan.output.args[0])
+        outputs = self.outputs()  # may emit nodes
         return ir.Int8Graph(tuple(self.nodes), outputs, self.constants)
+
+    def outputs(self) -> Any:
+        """The outputs as values, except the levels that RoIAlign reads as codes."""
+        tree = self.plan.output.args[0]
+        if not self.plan.levels:
+            return self.arguments(tree)
+        levels = tuple(ir.Ref(self.codes(unit)) for unit in self.plan.levels)
+        others = self.arguments({**tree, 'features': tree['features'][len(levels) :]})
+        return {**others, 'features': levels + others['features']}
 
     def product(self, unit: Unit) -> ir.Product:
         layer, path = unit.layer, unit.start.target
@@ -255,28 +206,75 @@ def fold_norm(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor]
     return scale, shift
 
 
+class Lowering:
+    """Makes an integer graph in three steps: plan, observe calibration data, finish.
+
+    Args:
+        module: From :func:`mmclipq.graph.capture.capture`.
+        non_negative_input: Whether no preprocessed pixel can be negative, which gives the image
+            uint8 codes.
+        levels: How many of the part's features leave as codes of one range, for RoIAlign.
+
+    Raises:
+        ClipQError: naming the layer with NaN weights.
+    """
+
+    def __init__(
+        self, module: fx.GraphModule, non_negative_input: bool = False, levels: int = 0
+    ) -> None:
+        self.module = module
+        self.plan = make_plan(module, non_negative_input, levels)
+        for unit in self.plan.units:
+            if unit.layer is not None:
+                fp.check_finite(unit.layer.weight, f'{unit.start.target}.weight')
+        self._recorder = Recorder(module, self.plan)
+
+    @torch.no_grad()
+    def run(self, *inputs: Tensor) -> Any:
+        """Float outputs of the part for one batch, whose tensors join the statistics.
+
+        Raises:
+            ClipQError: if a tensor holds NaN or infinity.
+        """
+        with evaluating(self.module):
+            return self._recorder.run(*inputs)
+
+    def finish(
+        self, method: str = 'mse', input_types: Sequence[ir.TensorType] = ()
+    ) -> ir.Int8Graph:
+        """The integer graph.
+
+        Args:
+            method: How activation ranges are chosen, ``'mse'`` or ``'max'``.
+            input_types: Types of the first inputs, where they arrive as codes.
+
+        Raises:
+            CaptureError: naming the step that can be neither int8 nor a float island.
+            ClipQError: if nothing was observed, or a value is out of the range of exponents.
+        """
+        inputs = [unit for unit in self.plan.units if unit.kind == 'input']
+        given = dict(zip(inputs, input_types, strict=False))
+        if not self._recorder.batches:
+            missing = 'regions' if input_types else 'images'
+            raise ClipQError(f'calibration: found no {missing}, wanted at least one batch')
+        types = choose_types(self.plan, self._recorder.histograms, method, given)
+        return _Emitter(self.module, self.plan, types, given).run()
+
+
 def lower(
     module: fx.GraphModule,
     images: Iterable[Tensor],
     method: str = 'mse',
     non_negative_input: bool = False,
 ) -> ir.Int8Graph:
-    """The integer graph of a traced part whose plain layers are clipped ones.
+    """The integer graph of a traced part that reads nothing but images.
 
     Args:
         module: From :func:`mmclipq.graph.capture.capture`.
         images: Batches of preprocessed images, float32 ``(N, C, H, W)``.
-        method: How activation ranges are chosen, ``'mse'`` or ``'max'``.
-        non_negative_input: Whether no preprocessed pixel can be negative, which gives the image
-            uint8 codes.
-
-    Raises:
-        CaptureError: naming the step that can be neither int8 nor a float island.
-        ClipQError: naming the layer with NaN weights, or values out of the range of exponents.
+        method, non_negative_input: As for :class:`Lowering`, whose errors are raised.
     """
-    plan = make_plan(module, non_negative_input)
-    for unit in plan.units:
-        if unit.layer is not None:
-            fp.check_finite(unit.layer.weight, f'{unit.start.target}.weight')
-    histograms = collect(module, plan, images)
-    return _Emitter(module, plan, choose_types(plan, histograms, method)).run()
+    lowering = Lowering(module, non_negative_input)
+    for batch in images:
+        lowering.run(batch)
+    return lowering.finish(method)

@@ -63,7 +63,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Input(Node):
-    """A float32 tensor from outside, ``(N, C, H, W)``."""
+    """A tensor from outside: float32, or codes of another graph's tensor of the same type."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,44 @@ class Upsample(Node):
 
 
 @dataclass(frozen=True)
+class Flatten(Node):
+    """Codes ``(N, C, H, W)`` as rows ``(N, C * H * W)``, channel by channel; type of ``x``."""
+
+    x: str
+
+
+@dataclass(frozen=True)
+class RoIAlign(Node):
+    """Average of bilinear samples in a region of one feature level, in float32, as codes.
+
+    What MMDetection's ``SingleRoIExtractor`` computes with MMCV's ``RoIAlign``: a region
+    ``(image, x1, y1, x2, y2)`` in pixels reads the level that suits its size. The order of the
+    float32 operations is that of :mod:`mmclipq.backends.roi_align`.
+
+    Attributes:
+        levels: Code tensors ``(N, C, H, W)`` of one type, the finest first.
+        rois: Float32 tensor ``(K, 5)``; the result has the shape ``(K, C, *output_size)``.
+        output_size: Rows and columns of bins.
+        scales: Pixels of each level for one pixel of the image.
+        sampling_ratio: Samples along each side of a bin; 0 for as many as it has pixels.
+        aligned: Whether pixel centres lie at half a pixel.
+        finest_scale: Regions below twice this size in pixels read the finest level.
+    """
+
+    levels: tuple[str, ...]
+    rois: str
+    output_size: tuple[int, int]
+    scales: tuple[float, ...]
+    sampling_ratio: int = 0
+    aligned: bool = True
+    finest_scale: float = 56.0
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (*self.levels, self.rois)
+
+
+@dataclass(frozen=True)
 class FloatCall(Node):
     """A step that int8 does not cover, run by PyTorch in float32 (part of a float island).
 
@@ -220,6 +258,8 @@ NODE_KINDS: dict[str, type[Node]] = {
         Concat,
         MaxPool,
         Upsample,
+        Flatten,
+        RoIAlign,
         FloatCall,
     )
 }

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from mmcv.ops import RoIAlign
+from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from torch import fx, nn
 from torch.nn import functional as F
 
@@ -58,8 +60,9 @@ class Op:
 
     Attributes:
         kind: ``conv``, ``linear``, ``norm``, ``activation``, ``add``, ``concat``, ``max_pool``,
-            ``upsample``, ``identity`` or ``float``.
-        operands: The fx nodes read as tensors.
+            ``upsample``, ``flatten``, ``roi_align``, ``identity`` or ``float``.
+        operands: The fx nodes read as codes, then those that an upsampling or RoIAlign reads beside
+            them.
         module: The layer, for ``conv``, ``linear`` and ``norm``.
         options: Arguments for the graph's node, or ``reason`` for ``float``.
     """
@@ -117,7 +120,32 @@ def _read_module(node: fx.Node, module: nn.Module) -> Op:
         return _read_max_pool(x, vars(module))
     if isinstance(module, nn.Upsample):
         return _read_upsample(x, module.size, module.scale_factor, module.mode)
+    if type(module) is SingleRoIExtractor and len(node.args) == 2 and not node.kwargs:
+        return _read_roi_align(module, *node.args)
     return _op('float', reason=f'{name} has no int8 form')
+
+
+def _read_roi_align(extractor: SingleRoIExtractor, levels: Any, rois: fx.Node) -> Op:
+    layers = list(extractor.roi_layers)
+    first = layers[0]
+    for layer in layers:
+        plain = type(layer) is RoIAlign and layer.pool_mode == 'avg' and not layer.use_torchvision
+        if not plain or (layer.output_size, layer.sampling_ratio, layer.aligned) != (
+            first.output_size,
+            first.sampling_ratio,
+            first.aligned,
+        ):
+            return _op('float', reason=f'{type(layer).__name__} is no plain average RoIAlign')
+    return _op(
+        'roi_align',
+        *levels,
+        rois,
+        output_size=_pair(first.output_size),
+        scales=tuple(float(layer.spatial_scale) for layer in layers[: len(levels)]),
+        sampling_ratio=int(first.sampling_ratio),
+        aligned=bool(first.aligned),
+        finest_scale=float(extractor.finest_scale),
+    )
 
 
 def _read_max_pool(x: fx.Node, options: dict[str, Any]) -> Op:
@@ -195,6 +223,8 @@ def _read_call(node: fx.Node) -> Op:
         options = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
         if not options.get('return_indices'):
             return _read_max_pool(options['input'], options)
+    if target in (torch.flatten, 'flatten') and args[1:] == (1,) and not kwargs:
+        return _op('flatten', x)
     if target == 'contiguous':
         return _op('identity', x)
     if target is getattr and args[1] in SHAPE_ATTRIBUTES or target in ('size', 'dim'):

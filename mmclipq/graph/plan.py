@@ -16,7 +16,7 @@ from ..layers import ClipMixin
 from . import patterns
 
 PRODUCTS = ('conv', 'linear')
-SAME_TYPE = ('concat', 'max_pool', 'upsample')
+SAME_TYPE = ('concat', 'flatten', 'max_pool', 'upsample')
 """Units whose result has the codes of their operands, so that all share one range."""
 
 
@@ -25,12 +25,12 @@ class Unit:
     """One node of the integer graph to be.
 
     Attributes:
-        kind: ``input``, ``conv``, ``linear``, ``add``, ``concat``, ``max_pool``, ``upsample`` or
-            ``float``.
+        kind: ``input``, ``conv``, ``linear``, ``add``, ``concat``, ``max_pool``, ``upsample``,
+            ``flatten``, ``roi_align`` or ``float``.
         node: The fx node that computes the unit's result (the last one fused).
         start: The first one; the same where nothing is fused.
         operands: Units read; for a product the input first, then the residual if there is one.
-        like: Unit whose height and width an upsampling takes.
+        beside: Unit read otherwise: whose size an upsampling takes, or the regions of RoIAlign.
         path: Layer path of a product, else the fx name.
         layer, norm: The clipped layer and the batch norm fused into it.
         options: Fields of the graph's node; ``reason`` for a float step.
@@ -42,7 +42,7 @@ class Unit:
     kind: str
     node: fx.Node
     operands: list[Unit] = field(default_factory=list)
-    like: Unit | None = None
+    beside: Unit | None = None
     path: str = ''
     layer: ClipMixin | None = None
     norm: nn.Module | None = None
@@ -57,11 +57,16 @@ class Unit:
 
 @dataclass
 class Plan:
-    """Units in execution order, and the unit of every fx node that has one."""
+    """Units in execution order, and the unit of every fx node that has one.
+
+    Attributes:
+        levels: Features that leave as codes of one range, for the graphs that RoIAlign starts.
+    """
 
     units: list[Unit]
     of_node: dict[fx.Node, Unit]
     output: fx.Node
+    levels: list[Unit] = field(default_factory=list)
 
     def users(self) -> dict[Unit, list[Unit]]:
         """Units that read each unit's result as int8 codes."""
@@ -73,7 +78,7 @@ class Plan:
 
 
 class _Planner:
-    def __init__(self, module: fx.GraphModule, non_negative_input: bool) -> None:
+    def __init__(self, module: fx.GraphModule, non_negative_input: bool, levels: int) -> None:
         self.modules = dict(module.named_modules(remove_duplicate=False))
         self.ops = {node: patterns.read(node, self.modules) for node in module.graph.nodes}
         self.order = {node: index for index, node in enumerate(module.graph.nodes)}
@@ -81,6 +86,7 @@ class _Planner:
         self.names: dict[str, int] = {}
         self.covered: set[fx.Node] = set()
         self.non_negative_input = non_negative_input
+        self.level_count = levels
 
     def source(self, node: fx.Node) -> fx.Node:
         """``node`` itself, or what an identity (dropout in evaluation, say) passes on."""
@@ -127,12 +133,12 @@ class _Planner:
         return unit
 
     def stand_alone(self, node: fx.Node) -> Unit:
-        """The unit of an addition, concatenation, pooling or upsampling."""
+        """The unit of an addition, concatenation, pooling, upsampling, flattening or RoIAlign."""
         op = self.ops[node]
         unit = Unit(op.kind, node, list(op.operands), path=self.unique(node.name))
         unit.options = dict(op.options)
-        if op.kind == 'upsample' and len(op.operands) == 2:
-            unit.like = unit.operands.pop()
+        if op.kind == 'roi_align' or op.kind == 'upsample' and len(op.operands) == 2:
+            unit.beside = unit.operands.pop()
         user = self.only_user(node)
         if op.kind == 'add' and user is not None and self.ops[user].kind == 'activation':
             self.covered.add(user)
@@ -164,14 +170,18 @@ class _Planner:
         self.of_node = {unit.node: unit for unit in units}
         for unit in units:
             unit.operands = [self.of_node[self.source(arg)] for arg in unit.operands]
-            if unit.like is not None:
-                unit.like = self.of_node[self.source(unit.like)]
+            if unit.beside is not None:
+                unit.beside = self.of_node[self.source(unit.beside)]
+        features = output.args[0]['features'][: self.level_count] if self.level_count else ()
+        levels = [self.of_node[self.source(node)] for node in features]
+        for unit in levels:
+            unit.wants_codes = True
         self.mark(units)
         units = self.live(units, output)
         self.of_node = {unit.node: unit for unit in units}
         for unit in units:
             unit.read_unclipped = self.is_read_unclipped(unit)
-        return Plan(units, self.of_node, output)
+        return Plan(units, self.of_node, output, levels)
 
     def float_unit(self, node: fx.Node, reason: str) -> Unit:
         return Unit('float', node, path=self.unique(node.name), options={'reason': reason})
@@ -179,7 +189,7 @@ class _Planner:
     def mark(self, units: list[Unit]) -> None:
         """Find who wants codes, turn the rest into float steps, then find the signs."""
         for unit in reversed(list(units)):
-            if unit.kind in ('add', *SAME_TYPE) and not unit.wants_codes:
+            if unit.kind in ('add', 'roi_align', *SAME_TYPE) and not unit.wants_codes:
                 self.make_float(unit, units)
             for operand in unit.operands:
                 operand.wants_codes = True
@@ -195,7 +205,7 @@ class _Planner:
             if unit in needed:
                 continue
             needed.add(unit)
-            waiting += unit.operands + ([] if unit.like is None else [unit.like])
+            waiting += unit.operands + ([] if unit.beside is None else [unit.beside])
             if unit.kind == 'float':
                 sources = (self.source(node) for node in unit.node.all_input_nodes)
                 waiting += [self.of_node[node] for node in sources]
@@ -221,14 +231,14 @@ class _Planner:
             before = self.float_unit(unit.start, reason)
             units.insert(units.index(unit), before)
             self.of_node[unit.start] = before
-        unit.kind, unit.options, unit.operands, unit.like = 'float', {'reason': reason}, [], None
+        unit.kind, unit.options, unit.operands, unit.beside = 'float', {'reason': reason}, [], None
 
     def cannot_be_negative(self, unit: Unit) -> bool:
         if unit.kind == 'input':
             return self.non_negative_input
         if unit.kind == 'float':
             return patterns.is_non_negative(unit.node, self.modules)
-        if unit.kind in SAME_TYPE:
+        if unit.kind in ('roi_align', *SAME_TYPE):
             return all(operand.non_negative for operand in unit.operands)
         rectified = unit.options.get('activation') in ('relu', 'relu6')
         if unit.kind == 'add':
@@ -238,9 +248,15 @@ class _Planner:
         return rectified
 
 
-def make_plan(module: fx.GraphModule, non_negative_input: bool = False) -> Plan:
-    """Plan for a traced module whose layers are clipped (:func:`mmclipq.prepare_model`)."""
-    return _Planner(module, non_negative_input).run(module.graph)
+def make_plan(module: fx.GraphModule, non_negative_input: bool = False, levels: int = 0) -> Plan:
+    """Plan for a traced module whose layers are clipped (:func:`mmclipq.prepare_model`).
+
+    Args:
+        module: The traced module.
+        non_negative_input: Whether its inputs cannot be negative.
+        levels: How many of its features, from the first on, RoIAlign reads as codes.
+    """
+    return _Planner(module, non_negative_input, levels).run(module.graph)
 
 
 def tied_groups(plan: Plan) -> Iterator[list[Unit]]:
@@ -252,12 +268,18 @@ def tied_groups(plan: Plan) -> Iterator[list[Unit]]:
             unit = leader[unit]
         return unit
 
+    def tie(units: list[Unit]) -> None:
+        for unit in units[1:]:
+            first, second = find(units[0]), find(unit)
+            if first is not second:
+                leader[second] = first
+
     for unit in plan.units:
         if unit.kind in SAME_TYPE:
-            for operand in unit.operands:
-                first, second = find(operand), find(unit)
-                if first is not second:
-                    leader[second] = first
+            tie([*unit.operands, unit])
+        elif unit.kind == 'roi_align':
+            tie(unit.operands)
+    tie(plan.levels)
     groups: dict[Unit, list[Unit]] = {}
     for unit in plan.units:
         if unit.wants_codes:

@@ -38,13 +38,14 @@ class CodeDifference:
 
     @property
     def rate(self) -> float:
-        return self.differing / self.total
+        return self.differing / max(1, self.total)
 
 
 def compare_codes(found: Tensor, wanted: Tensor) -> CodeDifference:
     """Difference of two tensors of codes of one shape and dtype."""
     distance = (found.int() - wanted.int()).abs()
-    return CodeDifference(int((distance > 0).sum()), distance.numel(), int(distance.max()))
+    largest = int(distance.max()) if distance.numel() else 0
+    return CodeDifference(int((distance > 0).sum()), distance.numel(), largest)
 
 
 class RoundedExecution(fx.Interpreter):
@@ -53,11 +54,15 @@ class RoundedExecution(fx.Interpreter):
     Args:
         module: The traced part that the graph was lowered from.
         graph: The graph, for ranges and weight codes.
-        non_negative_input: As it was in lowering.
+        non_negative_input, levels: As they were in lowering.
     """
 
     def __init__(
-        self, module: fx.GraphModule, graph: ir.Int8Graph, non_negative_input: bool = False
+        self,
+        module: fx.GraphModule,
+        graph: ir.Int8Graph,
+        non_negative_input: bool = False,
+        levels: int = 0,
     ) -> None:
         super().__init__(module)
         self.name = 'rounded'
@@ -65,7 +70,7 @@ class RoundedExecution(fx.Interpreter):
         types, nodes = graph.tensors, {node.name: node for node in graph.nodes}
         self._result: dict[fx.Node, tuple[str, ir.TensorType]] = {}
         self._product: dict[fx.Node, ir.Product] = {}
-        for unit in make_plan(module, non_negative_input).units:
+        for unit in make_plan(module, non_negative_input, levels).units:
             name = unit.path if types[unit.path].is_codes else f'{unit.path}.codes'
             if unit.wants_codes:
                 self._result[unit.node] = name, types[name]
@@ -76,16 +81,21 @@ class RoundedExecution(fx.Interpreter):
         self.found: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def run(self, image: Tensor, forced: Mapping[str, Tensor] | None = None) -> Any:
-        """Outputs for preprocessed images ``(N, C, H, W)``; the codes are in ``found`` afterwards.
+    def run(self, *inputs: Tensor, forced: Mapping[str, Tensor] | None = None) -> Any:
+        """Float outputs for the part's inputs; the codes are in ``found`` afterwards.
 
         Args:
-            image: Float32 images.
+            *inputs: Float32 tensors, or codes where the graph reads codes.
             forced: Codes by tensor name that replace this execution's own once they are recorded.
         """
         self._forced, self.found = forced or {}, {}
+        nodes = [node for node in self.int8_graph.nodes if isinstance(node, ir.Input)]
+        inputs = [
+            x if x.is_floating_point() else fp.decode(x, node.type.exponent)
+            for node, x in zip(nodes, inputs, strict=True)
+        ]
         with evaluating(self.module):
-            return super().run(image)
+            return super().run(*inputs)
 
     def run_node(self, n: fx.Node) -> Any:
         result = self._run_product(n) if n in self._product else super().run_node(n)
@@ -113,15 +123,15 @@ class RoundedExecution(fx.Interpreter):
 
 
 def compare_with_graph(
-    execution: RoundedExecution, codes: Mapping[str, Tensor], image: Tensor, forced: bool
+    execution: RoundedExecution, codes: Mapping[str, Tensor], *inputs: Tensor, forced: bool
 ) -> dict[str, CodeDifference]:
     """Per tensor, how the rounded model differs from the integer graph's ``codes``.
 
     Args:
         execution: The rounded model.
-        codes: Codes of the reference backend for ``image`` by tensor name.
-        image: Preprocessed images.
+        codes: Codes of the reference backend for the inputs by tensor name.
+        *inputs: Inputs of the part.
         forced: Whether every layer reads the graph's codes rather than the model's own.
     """
-    execution.run(image, codes if forced else None)
+    execution.run(*inputs, forced=codes if forced else None)
     return {name: compare_codes(found, codes[name]) for name, found in execution.found.items()}

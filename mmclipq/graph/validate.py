@@ -15,14 +15,15 @@ from .nodes import (
     Concat,
     Conv,
     Dequantize,
+    Flatten,
     FloatCall,
     GraphError,
-    Input,
     MaxPool,
     Node,
     Product,
     Quantize,
     Requantize,
+    RoIAlign,
     TensorType,
     Upsample,
     iter_refs,
@@ -57,6 +58,19 @@ def _check_product(
         raise GraphError(f'{node.name}: found a float32 residual, wanted codes')
 
 
+def _check_roi_align(node: RoIAlign, types: Mapping[str, TensorType]) -> None:
+    kinds = {types[name] for name in node.levels}
+    if len(kinds) != 1 or not next(iter(kinds)).is_codes or not node.type.is_codes:
+        raise GraphError(f'{node.name}: wanted codes from levels of one type')
+    if types[node.rois].is_codes:
+        raise GraphError(f'{node.name}: found codes as regions, wanted float32')
+    if len(node.scales) != len(node.levels):
+        raise GraphError(
+            f'{node.name}: found {len(node.scales)} scales, wanted one for each of '
+            f'{len(node.levels)} levels'
+        )
+
+
 def validate(nodes: Sequence[Node], outputs: Any, constants: Mapping[str, Tensor]) -> None:
     """Return if every node reads earlier tensors of the kind it can read.
 
@@ -76,7 +90,7 @@ def validate(nodes: Sequence[Node], outputs: Any, constants: Mapping[str, Tensor
             if name not in types:
                 raise GraphError(f'{node.name}: found input {name!r}, wanted an earlier tensor')
         read = [types[name] for name in node.inputs]
-        if isinstance(node, (Input, FloatCall, Dequantize)) and node.type.is_codes:
+        if isinstance(node, (FloatCall, Dequantize)) and node.type.is_codes:
             raise GraphError(f'{node.name}: found codes as the result, wanted float32')
         if isinstance(node, Quantize) and (read[0].is_codes or not node.type.is_codes):
             raise GraphError(f'{node.name}: wanted float32 to codes')
@@ -86,10 +100,12 @@ def validate(nodes: Sequence[Node], outputs: Any, constants: Mapping[str, Tensor
             raise GraphError(f'{node.name}: found float32 input {node.inputs[1]!r}, wanted codes')
         if isinstance(node, (Add, Requantize)) and not node.type.is_codes:
             raise GraphError(f'{node.name}: found float32 as the result, wanted codes')
-        if isinstance(node, (MaxPool, Upsample)) and read[0] != node.type:
+        if isinstance(node, (Flatten, MaxPool, Upsample)) and read[0] != node.type:
             raise GraphError(f'{node.name}: found type {read[0]}, wanted {node.type} as its input')
         if isinstance(node, Concat) and any(kind != node.type for kind in read):
             raise GraphError(f'{node.name}: found other types among its inputs than {node.type}')
+        if isinstance(node, RoIAlign):
+            _check_roi_align(node, types)
         if isinstance(node, (Product, Add)) and node.activation not in ACTIVATIONS:
             raise GraphError(
                 f'{node.name}: found activation {node.activation!r}, wanted one of {ACTIVATIONS}'

@@ -33,7 +33,7 @@ def saved(cfg, float_model, batches, tmp_path):
     path = tmp_path / 'digits.clipq'
     meta = {'classes': tuple('0123456789'), 'palette': [(1, 2, 3)] * 10, 'other': object()}
     save_int8(path, float_model, quantized, cfg, meta)
-    memory = to_int8(float_model, quantized.graph, quantized.head, quantized.captured)
+    memory = to_int8(float_model, quantized)
     return memory, path
 
 
@@ -158,8 +158,8 @@ LIGHT = {
 
 
 @pytest.mark.parametrize('kind', LIGHT)
-def test_detectors_with_islands(kind, batches, tmp_path):
-    """Feature pyramids, islands and an RoI head that stays in float survive the file."""
+def test_detectors_with_pyramids(kind, batches, tmp_path):
+    """Feature pyramids, islands and the RoI half survive the file."""
     name, changes = LIGHT[kind]
     cfg = get_config(f'mmdet::{name}')
     cfg.merge_from_dict(changes)
@@ -173,10 +173,10 @@ def test_detectors_with_islands(kind, batches, tmp_path):
         torch.nn.init.zeros_(model.bbox_head.retina_cls.bias)
     quantized = quantize(model, copy.deepcopy(batches[:2]))
     assert (quantized.head == 'rpn_head') == (kind is FasterRCNN)
-    assert ('roi_head' in quantized.left) == (kind is FasterRCNN)
+    assert len(quantized.boxes) == (kind is FasterRCNN)
     path = tmp_path / 'light.clipq'
     save_int8(path, model, quantized, cfg, {})
-    memory = to_int8(model, quantized.graph, quantized.head, quantized.captured)
+    memory = to_int8(model, quantized)
     loaded = load_int8(path)
     assert isinstance(loaded, (Int8Detector, kind))
     wanted = predict(memory, batches[3])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conformance_base import S8, U8, kind_of
 from conformance_products import ProductConformance
+from conformance_regions import RegionConformance
 from oracle import expected_activation, expected_codes, limits, random_codes, step_of
 from torch.nn import functional as F
 
@@ -15,7 +16,7 @@ from mmclipq.backends import build_backend
 from mmclipq.graph import ir
 
 
-class BackendConformance(ProductConformance):
+class BackendConformance(ProductConformance, RegionConformance):
     """Subclass it, set ``backend``, and every case runs on that backend."""
 
     @pytest.mark.parametrize('kind', [(True, 0), (True, -5), (True, 9), (False, 2), (False, -7)])

@@ -81,3 +81,54 @@ def spread(acc, kind, seed):
     # 300 steps at the peak: saturates on both sides.
     m = (300 * step_of(kind) / peak * rng.uniform(0.7, 1.3, channels)).astype(np.float32)
     return m, (rng.uniform(-60, 60, channels) * step_of(kind)).astype(np.float32)
+
+
+def _axis(start, end, bins, pixels, scale, sampling_ratio, aligned):
+    """Per bin, the samples along one axis as (low, high, weight below, weight above) or None."""
+    f = np.float32
+    offset = f(0.5) if aligned else f(0)
+    start, end = f(start * f(scale)) - offset, f(end * f(scale)) - offset
+    side = end - start
+    if not aligned:
+        side = max(side, f(1))
+    width = f(side / f(bins))
+    count = sampling_ratio or max(int(np.ceil(width)), 0)
+    result = []
+    for p in range(bins):
+        samples = []
+        for i in range(count):
+            at = f(start + f(f(p) * width)) + f(f(f(i + 0.5) * width) / f(count))
+            if at < -1 or at > pixels:
+                samples.append(None)
+                continue
+            at = max(at, f(0))
+            low = int(at)
+            if low >= pixels - 1:
+                samples.append((pixels - 1, pixels - 1, f(1), f(0)))
+            else:
+                samples.append((low, low + 1, f(1) - f(at - f(low)), f(at - f(low))))
+        result.append(samples)
+    return result
+
+
+def expected_roi_align(x, rois, scale, output_size, sampling_ratio, aligned):
+    """Average of bilinear samples of float32 ``x`` (N, C, H, W), one region and bin at a time."""
+    options = (scale, sampling_ratio, aligned)
+    result = np.zeros((len(rois), x.shape[1], *output_size), np.float32)
+    for k, (image, x1, y1, x2, y2) in enumerate(rois):
+        ys = _axis(y1, y2, output_size[0], x.shape[2], *options)
+        xs = _axis(x1, x2, output_size[1], x.shape[3], *options)
+        for (p, rows), (q, columns) in itertools.product(enumerate(ys), enumerate(xs)):
+            total = np.zeros(x.shape[1], np.float32)
+            for row, column in itertools.product(rows, columns):
+                if row is None or column is None:
+                    continue
+                (y_low, y_high, hy, ly), (x_low, x_high, hx, lx) = row, column
+                plane = x[int(image)]
+                sample = hy * hx * plane[:, y_low, x_low]
+                sample = sample + hy * lx * plane[:, y_low, x_high]
+                sample = sample + ly * hx * plane[:, y_high, x_low]
+                sample = sample + ly * lx * plane[:, y_high, x_high]
+                total = total + sample
+            result[k, :, p, q] = total / np.float32(max(len(rows) * len(columns), 1))
+    return result

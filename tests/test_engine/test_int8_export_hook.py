@@ -45,7 +45,7 @@ def test_last_checkpoint_is_exported_with_a_summary(make_runner, log_of):
     assert size == f'{path.stat().st_size / 2**20:.2f}'
     assert float_size == f'{parameters / 2**20:.2f}'
     assert percent == f'{path.stat().st_size / parameters:.2%}'.rstrip('%')
-    products = {node.weight for node in load_artifact(path).graph.products()}
+    products = {node.weight for node in load_artifact(path).graphs[0].products()}
     assert int(layers) == len(products)
     # The network does not use the result of its last convolution.
     unused = {'backbone.conv2.conv'}
@@ -90,7 +90,7 @@ def test_averaged_weights_of_the_checkpoint_are_exported(make_runner):
     runner.train()
     folder = Path(runner.work_dir)
     saved = torch.load(folder / 'epoch_1.pth', weights_only=True)['state_dict']
-    exported = load_artifact(folder / 'epoch_1_int8.clipq').graph
+    exported = load_artifact(folder / 'epoch_1_int8.clipq').graphs[0]
     raw = runner.model.state_dict()
     other = 0
     for node in exported.products():

@@ -67,7 +67,17 @@ def small_artifact():
     outputs = {'head': ((ir.Ref('f'),), [ir.Ref('d'), ir.Ref('u')])}
     parameters = {'neck.weight': torch.randn(2, 2), 'neck.n': torch.tensor(3)}
     graph = ir.Int8Graph(nodes, outputs, constants)
-    return Artifact(graph, parameters, CONFIG, {'classes': ('a', 'b'), 'palette': [(1, 2, 3)]})
+    level = ir.Input('level0', codes)
+    second = (
+        level,
+        ir.Input('rois', ir.FLOAT),
+        ir.RoIAlign('r', codes, ('level0',), 'rois', (7, 7), (0.25,)),
+        ir.Flatten('f', codes, 'r'),
+    )
+    box = ir.Int8Graph(second, (ir.Ref('f'),), {'w': torch.ones(2, dtype=torch.int8)})
+    return Artifact(
+        (graph, box), parameters, CONFIG, {'classes': ('a', 'b'), 'palette': [(1, 2, 3)]}
+    )
 
 
 @pytest.fixture
@@ -81,32 +91,32 @@ def saved(tmp_path):
 def test_round_trip(saved):
     torch.manual_seed(0)
     wanted, found = small_artifact(), load_artifact(saved)
-    assert found.graph.nodes == wanted.graph.nodes
-    assert found.graph.outputs == wanted.graph.outputs
-    assert isinstance(found.graph.outputs['head'][0], tuple)
+    for ours, theirs in zip(found.graphs, wanted.graphs, strict=True):
+        assert ours.nodes == theirs.nodes
+        assert ours.outputs == theirs.outputs
+    assert isinstance(found.graphs[0].outputs['head'][0], tuple)
     assert found.config == CONFIG
     assert isinstance(found.config['model']['sizes'][0], tuple)
     assert isinstance(found.config['model']['empty'][0], tuple)
     assert found.meta == wanted.meta
     assert set(found.versions) == {'mmclipq', 'mmdet', 'mmcv', 'mmengine', 'torch'}
-    pairs = [(found.graph.constants, wanted.graph.constants), (found.parameters, wanted.parameters)]
+    pairs = [(found.parameters, wanted.parameters)]
+    pairs += [(found.graphs[i].constants, wanted.graphs[i].constants) for i in range(2)]
     for tensors, originals in pairs:
         assert set(tensors) == set(originals)
         for key, value in tensors.items():
             assert value.dtype == originals[key].dtype
             assert torch.equal(value, originals[key])
-    assert torch.signbit(found.graph.constants['b']).all()
+    assert torch.signbit(found.graphs[0].constants['b']).all()
 
 
 def test_same_content_gives_the_same_bytes(saved, tmp_path):
     again = tmp_path / 'elsewhere' / 'again.clipq'
     torch.manual_seed(0)
     artifact = small_artifact()
-    artifact.graph = ir.Int8Graph(
-        artifact.graph.nodes,
-        artifact.graph.outputs,
-        dict(reversed(artifact.graph.constants.items())),
-    )
+    graph, box = artifact.graphs
+    constants = dict(reversed(graph.constants.items()))
+    artifact.graphs = ir.Int8Graph(graph.nodes, graph.outputs, constants), box
     save_artifact(again, artifact)
     assert again.read_bytes() == saved.read_bytes()
     third = tmp_path / 'third.clipq'
@@ -176,19 +186,19 @@ def test_altered_body(saved):
     assert 'altered' in refusal(saved)
 
 
-@pytest.mark.parametrize('version', [2, 77, 2**32 - 1])
-def test_newer_version(saved, version):
+@pytest.mark.parametrize('version', [1, 3, 77, 2**32 - 1])
+def test_other_version(saved, version):
     data = bytearray(saved.read_bytes())
     data[8:12] = struct.pack('<I', version)
     saved.write_bytes(data)
     message = refusal(saved)
-    assert f'found format version {version}, wanted at most 1' in message
-    assert 'update mmclipq' in message
+    assert f'found format version {version}, wanted 2; ' in message
+    assert message.endswith('export it again' if version == 1 else 'update mmclipq')
 
 
 def sign(path, body):
     path.write_bytes(
-        PREFIX.pack(b'CLIPQ\r\n\0', 1, len(body), hashlib.sha256(body).digest()) + body
+        PREFIX.pack(b'CLIPQ\r\n\0', 2, len(body), hashlib.sha256(body).digest()) + body
     )
 
 
@@ -213,6 +223,11 @@ def changed_header(**values):
     return crafted(lambda header, blob: pack({**header, **values}, blob))
 
 
+def changed_graph(**changes):
+    """The header with entries of its first graph changed."""
+    return crafted(lambda h, b: pack({**h, 'graphs': [{**h['graphs'][0], **changes}]}, b))
+
+
 CRAFTED = {
     'no length': lambda path: sign(path, b'abc'),
     'empty body': lambda path: sign(path, b''),
@@ -223,15 +238,17 @@ CRAFTED = {
     'no zstd': crafted(lambda h, b: pack(h, b'not a frame')),
     'no safetensors': crafted(lambda h, b: pack(h, zstandard.compress(b'\1' * 50))),
     'no tensors': crafted(lambda h, b: pack(h, zstandard.compress(b''))),
-    'no nodes': crafted(lambda h, b: pack({k: v for k, v in h.items() if k != 'nodes'}, b)),
-    'nodes of numbers': changed_header(nodes=[1, 2]),
-    'node of unknown kind': changed_header(nodes=[{'node': 'System', 'name': 'a', 'type': None}]),
-    'node without fields': changed_header(nodes=[{'node': 'Conv', 'name': 'a', 'type': None}]),
-    'node with a field too many': changed_header(
+    'no graphs': changed_header(graphs=[]),
+    'graphs of numbers': changed_header(graphs=[1, 2]),
+    'no nodes': changed_header(graphs=[{'outputs': []}]),
+    'nodes of numbers': changed_graph(nodes=[1, 2]),
+    'node of unknown kind': changed_graph(nodes=[{'node': 'System', 'name': 'a', 'type': None}]),
+    'node without fields': changed_graph(nodes=[{'node': 'Conv', 'name': 'a', 'type': None}]),
+    'node with a field too many': changed_graph(
         nodes=[{'node': 'Input', 'name': 'a', 'type': None, 'b': 1}]
     ),
-    'exponent of text': changed_header(nodes=[{'node': 'Input', 'name': 'a', 'type': ['x', True]}]),
-    'unknown output': changed_header(outputs={'$ref': 'nowhere'}),
+    'exponent of text': changed_graph(nodes=[{'node': 'Input', 'name': 'a', 'type': ['x', True]}]),
+    'unknown output': changed_graph(outputs={'$ref': 'nowhere'}),
     'unknown dtype': changed_header(config={'$dtype': 'no_such'}),
     'dtype that is none': changed_header(config={'$dtype': 'load'}),
     'tuple of a number': changed_header(config={'$tuple': 3}),

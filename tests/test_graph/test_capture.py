@@ -54,7 +54,7 @@ def test_stock_detector(stock, randomise, name):
         wanted = getattr(detector, head)(detector.extract_feat(image))
     prepare_model(detector)
     captured = capture(detector)
-    assert (captured.head, captured.left_out) == (head, '')
+    assert (captured.head, captured.left_out) == (head, {})
     found = Counter(unit.kind for unit in make_plan(captured.module).units)
     assert {kind: found[kind] for kind in kinds} == kinds
     assert found['input'] == 1
@@ -98,7 +98,7 @@ def test_untraceable_head_stays_outside(stock):
     detector = stock('tood/tood_r50_fpn_1x_coco.py')
     captured = capture(detector)
     assert captured.head is None
-    assert captured.left_out.startswith('bbox_head (TOODHead): found a step')
+    assert captured.left_out['dense head'].startswith('bbox_head (TOODHead): found a step')
     with torch.no_grad(), evaluating(captured.module):
         outputs = captured.module(torch.randn(1, 3, 64, 64))
     assert list(outputs) == ['features']
@@ -145,5 +145,5 @@ def test_head_name_and_missing_head(stock):
     del detector.rpn_head
     assert dense_head_name(detector) is None
     captured = capture(detector)
-    assert captured.left_out == 'FasterRCNN has no dense head'
+    assert captured.left_out == {'dense head': 'FasterRCNN has no dense head'}
     assert DensePart(detector, None).keep_features

@@ -34,6 +34,9 @@ VALID = {
     'concat': ir.Concat('y', S8, ('x', 'x')),
     'pool': ir.MaxPool('y', U8, 'u', (2, 2), (2, 2)),
     'upsample': ir.Upsample('y', S8, 'x', like='image'),
+    'input of codes': ir.Input('y', U8),
+    'flatten': ir.Flatten('y', S8, 'x'),
+    'roi align': ir.RoIAlign('y', U8, ('x', 'x'), 'image', (7, 7), (0.25, 0.125)),
     'requantize': ir.Requantize('y', U8, 'x'),
     'dequantize': ir.Dequantize('y', FLOAT, 'x'),
     'float call': ir.FloatCall('y', FLOAT, 'function', 'torch.cat', ([Ref('image')], 1)),
@@ -64,7 +67,31 @@ INVALID = {
     ),
     'unknown residual': (conv(residual='z'), "y: found input 'z'"),
     'unknown like': (ir.Upsample('y', S8, 'x', like='z'), "y: found input 'z'"),
-    'input of codes': (ir.Input('y', S8), 'y: found codes as the result, wanted float32'),
+    'flattened to other codes': (ir.Flatten('y', U8, 'x'), 'y: found type int8 2.0, wanted uint8'),
+    'regions of codes': (
+        ir.RoIAlign('y', S8, ('x',), 'u', (7, 7), (0.25,)),
+        'y: found codes as regions, wanted float32',
+    ),
+    'levels of two types': (
+        ir.RoIAlign('y', S8, ('x', 'u'), 'image', (7, 7), (0.25, 0.125)),
+        'y: wanted codes from levels of one type',
+    ),
+    'float levels': (
+        ir.RoIAlign('y', S8, ('image',), 'image', (7, 7), (0.25,)),
+        'y: wanted codes from levels of one type',
+    ),
+    'no levels': (
+        ir.RoIAlign('y', S8, (), 'image', (7, 7), ()),
+        'y: wanted codes from levels of one type',
+    ),
+    'averages in float': (
+        ir.RoIAlign('y', FLOAT, ('x',), 'image', (7, 7), (0.25,)),
+        'y: wanted codes from levels of one type',
+    ),
+    'a scale too few': (
+        ir.RoIAlign('y', S8, ('x', 'x'), 'image', (7, 7), (0.25,)),
+        'y: found 1 scales, wanted one for each of 2 levels',
+    ),
     'island of codes': (
         ir.FloatCall('y', S8, 'function', 'torch.cat'),
         'y: found codes as the result',

@@ -265,7 +265,7 @@ def test_upsample_to_the_size_of_another_tensor(plan, size):
     found = plan(Net(forward, c=conv(stride=2)))
     up = unit_named(found, 'interpolate')
     assert up.kind == 'upsample'
-    assert up.like.path == 'a'
+    assert up.beside.path == 'a'
     assert [operand.path for operand in up.operands] == ['c']
     assert up.options['scale'] is None
 

@@ -1,0 +1,64 @@
+#!/usr/bin/env python
+"""Print how large the int8 files of detectors are, beside the float weights of the first one.
+
+Each config's detector gets the same weights: those of --checkpoint, or fresh ones of the first
+config, which fill their ranges evenly and are the hardest to compress. Activation ranges take no
+room in the file, so noise serves as calibration.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from mmclipq.apis.mmdet_tools import check_file, one_sentence_errors
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('configs', nargs='+', help='detector configs, the plain one first')
+    parser.add_argument('--checkpoint', help='float checkpoint (.pth) of the first config')
+    parser.add_argument(
+        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override config entries'
+    )
+    args = parser.parse_args(arguments)
+    for path in args.configs:
+        check_file(path, 'a detector config')
+
+    import torch
+    from mmengine.config import Config, DictAction
+
+    from mmclipq.apis import build_detector, load_float_checkpoint, quantize, save_int8
+    from mmclipq.evaluation.compare import weight_bytes
+
+    override = argparse.ArgumentParser()
+    override.add_argument('--cfg-options', nargs='*', action=DictAction)
+    options = override.parse_args(['--cfg-options', *args.cfg_options]).cfg_options
+    torch.manual_seed(0)
+    state, whole = None, 0
+    print("| config | float32 MiB | int8 file MiB | of the first one's float32 |")
+    print('|---|---|---|---|')
+    for path in args.configs:
+        cfg = Config.fromfile(path)
+        cfg.merge_from_dict(options or {})
+        model = build_detector(cfg.model, random=True).eval()
+        if state is None:
+            if args.checkpoint:
+                load_float_checkpoint(model, args.checkpoint)
+            state, whole = model.state_dict(), weight_bytes(model)
+        else:
+            model.load_state_dict(state, strict=False)
+        quantized = quantize(model, [torch.randn(1, 3, 128, 128)], cfg.get('clipq'))
+        with tempfile.TemporaryDirectory() as folder:
+            size = save_int8(Path(folder) / 'x.clipq', model, quantized, cfg, {})
+        print(
+            f'| {Path(path).stem} | {weight_bytes(model) / 2**20:.2f} | {size / 2**20:.2f} '
+            f'| {size / whole:.2%} |'
+        )
+
+
+if __name__ == '__main__':
+    with one_sentence_errors():
+        main(sys.argv[1:])
