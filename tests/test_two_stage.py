@@ -265,8 +265,11 @@ def test_executing_is_undone_after_an_error():
     _, model = make('faster')
     stock = [type(m) for m in model.modules()]
     names = set(vars(model.roi_head))
-    with pytest.raises(ZeroDivisionError), executing(model, 'rpn_head', None, [None]):
-        assert isinstance(model, Int8Detector)
-        raise ZeroDivisionError
+    context = executing(model, 'rpn_head', None, [None])
+    context.__enter__()
+    assert isinstance(model, Int8Detector)
+    error = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        context.__exit__(ZeroDivisionError, error, None)
     assert [type(m) for m in model.modules()] == stock
     assert set(vars(model.roi_head)) == names
