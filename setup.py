@@ -1,9 +1,11 @@
 """Installs mmclipq, with its configs and tools inside the package as ``.mim``."""
 
+import os
+import sys
 from pathlib import Path
 from shutil import copytree, ignore_patterns, rmtree
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
@@ -29,6 +31,29 @@ class BuildWithMim(build_py):
         (package / 'mmclipq' / '.mim' / 'model-index.yml').write_text('Import: []\n')
 
 
+def extensions() -> list[Extension]:
+    """The CPU operators, where oneDNN's headers are (``pip install onednn-devel-cpu-gomp``).
+
+    They are optional: without them, or without a compiler, the reference backend does their work.
+    """
+    prefix = Path(os.environ.get('ONEDNN_ROOT', sys.prefix))
+    if not (prefix / 'include' / 'dnnl.hpp').is_file():
+        print(f'mmclipq: found no oneDNN under {prefix}, building without the CPU operators')
+        return []
+    return [
+        Extension(
+            'mmclipq.ops._cpu',
+            ['mmclipq/ops/csrc/cpu/products.cpp'],
+            include_dirs=[str(prefix / 'include')],
+            library_dirs=[str(prefix / 'lib')],
+            libraries=['dnnl'],
+            extra_compile_args=['-O3', '-std=c++17', '-fvisibility=hidden'],
+            language='c++',
+            optional=True,
+        )
+    ]
+
+
 def version() -> str:
     scope = {}
     exec((ROOT / 'mmclipq' / 'version.py').read_text(), scope)
@@ -42,8 +67,10 @@ setup(
     long_description=(ROOT / 'README.md').read_text(),
     long_description_content_type='text/markdown',
     packages=find_packages(include=['mmclipq', 'mmclipq.*']),
+    ext_modules=extensions(),
     cmdclass={'build_py': BuildWithMim},
     python_requires='>=3.10',
+    extras_require={'cpu': ['onednn-cpu-gomp==2023.2.0']},
     install_requires=[
         'mmcv>=2.0.0rc4,<2.2.0',
         'mmdet>=3.3,<4',

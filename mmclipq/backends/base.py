@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .. import fixed_point as fp
@@ -15,6 +18,8 @@ from ..graph import ir
 from ..graph.patterns import FUNCTIONS, METHODS, SHAPE_ATTRIBUTES
 
 BACKENDS: dict[str, type[Backend]] = {}
+AUTO = ('cpu', 'reference')
+"""Backends that ``'auto'`` tries, the best first."""
 
 
 def register_backend(cls: type[Backend]) -> type[Backend]:
@@ -23,16 +28,29 @@ def register_backend(cls: type[Backend]) -> type[Backend]:
     return cls
 
 
-def backend_class(name: str) -> type[Backend]:
-    """The backend called ``name``; ``'auto'`` is the best one at hand.
+@functools.cache
+def _warn(name: str, reason: str) -> None:
+    """Say once why a faster backend is not taken."""
+    print_log(f'mmclipq: backend {name!r} is not used: {reason}', 'current', logging.WARNING)
+
+
+def backend_class(name: str, device: str = 'cpu') -> type[Backend]:
+    """The backend called ``name``; ``'auto'`` is the best one at hand, with one warning if it is
+    slower than it could be.
 
     Raises:
-        ClipQError: if there is no backend of this name.
+        ClipQError: if there is no backend of this name, or it cannot run on ``device``.
     """
     if name == 'auto':
-        name = 'reference'
+        for candidate in AUTO:
+            reason = BACKENDS[candidate].unavailable(device)
+            if not reason:
+                return BACKENDS[candidate]
+            _warn(candidate, reason)
     if name not in BACKENDS:
         raise ClipQError(f'found backend {name!r}, wanted one of {sorted(BACKENDS)} or auto')
+    if reason := BACKENDS[name].unavailable(device):
+        raise ClipQError(f'backend {name!r}: {reason}')
     return BACKENDS[name]
 
 
@@ -40,7 +58,7 @@ def build_backend(
     name: str, graph: ir.Int8Graph, islands: nn.Module | None = None, device: str = 'cpu'
 ) -> Backend:
     """An executor of ``graph`` on the backend called ``name``, see :func:`backend_class`."""
-    return backend_class(name)(graph, islands, device)
+    return backend_class(name, device)(graph, islands, device)
 
 
 def check_call(node: ir.FloatCall) -> None:
@@ -76,6 +94,11 @@ class Backend(ABC):
     """
 
     name: str
+
+    @staticmethod
+    def unavailable(device: str) -> str:
+        """Why the backend cannot run on ``device``; empty if it can."""
+        return ''
 
     def __init__(
         self, graph: ir.Int8Graph, islands: nn.Module | None = None, device: str = 'cpu'

@@ -28,8 +28,8 @@ class Int8Runner(Runner):
             return
         options = dict(self.cfg.get('int8_test', {}))
         backend = options.get('backend', 'auto')
-        backend_class(backend)  # a wrong name must not cost a calibration
         device = str(next(self.model.parameters()).device)
+        backend_class(backend, device)  # a wrong name must not cost a calibration
         if is_artifact(self._load_from):
             detector = load_int8(self._load_from, device, backend)
         else:

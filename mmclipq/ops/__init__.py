@@ -1,0 +1,1 @@
+"""Compiled operators; each is loaded on its first use."""

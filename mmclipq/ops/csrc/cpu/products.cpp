@@ -1,0 +1,259 @@
+// Int8 convolutions and linear layers with their float32 epilogue, through oneDNN, behind a plain C
+// interface that Python calls without holding its lock.
+//
+// The caller folds the step of the result into multipliers and biases, which powers of two leave
+// exact, so that the epilogue is: v = acc * multiplier[c]; v += bias[c]; sum and activation in the
+// order given; round half to even and saturate. oneDNN rounds each of these steps on its own.
+
+#include <cstdint>
+#include <cstdio>
+#include <exception>
+#include <list>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include <dnnl.hpp>
+
+namespace {
+
+enum DataType : int32_t { kInt8 = 0, kUInt8 = 1, kFloat32 = 2 };
+enum Activation : int32_t { kIdentity = 0, kReLU = 1, kClip = 2 };
+
+// Compiled shapes that a layer keeps; the one used longest ago goes first.
+constexpr size_t kMaxShapes = 32;
+
+dnnl::engine &engine() {
+  static dnnl::engine instance(dnnl::engine::kind::cpu, 0);
+  return instance;
+}
+
+dnnl::memory::data_type data_type(int32_t type) {
+  switch (type) {
+    case kInt8: return dnnl::memory::data_type::s8;
+    case kUInt8: return dnnl::memory::data_type::u8;
+    default: return dnnl::memory::data_type::f32;
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Geometry and epilogue of one layer; a linear layer has one row and column everywhere.
+struct ClipqProduct {
+  int64_t channels, outputs, groups;
+  int64_t kernel[2], stride[2], padding[2], dilation[2];
+  int32_t linear;
+  int32_t src_type, dst_type;
+  int32_t activation;
+  float alpha;            // slope of ReLU's negative side, or upper bound of the clip
+  int32_t has_sum;        // whether the result's buffer holds codes to add
+  int32_t sum_type;
+  float sum_scale;
+  int32_t sum_last;       // after the activation instead of before it
+};
+
+}  // extern "C"
+
+namespace {
+
+using dnnl::memory;
+using Shape = std::vector<int64_t>;
+
+struct Compiled {
+  dnnl::primitive primitive;
+  memory::desc src, dst, scratchpad;
+  std::shared_ptr<memory> weights;
+};
+
+class Product {
+ public:
+  Product(const ClipqProduct &spec, const int8_t *weights, const float *multiplier,
+          const float *bias)
+      : spec_(spec) {
+    const int64_t per_group = spec.outputs / spec.groups;
+    if (spec.linear) {
+      weight_dims_ = {spec.outputs, spec.channels};
+    } else if (spec.groups > 1) {
+      weight_dims_ = {spec.groups, per_group, spec.channels / spec.groups, spec.kernel[0],
+                      spec.kernel[1]};
+    } else {
+      weight_dims_ = {spec.outputs, spec.channels, spec.kernel[0], spec.kernel[1]};
+    }
+    const auto tag = spec.linear ? memory::format_tag::nc
+                     : spec.groups > 1 ? memory::format_tag::goihw
+                                       : memory::format_tag::oihw;
+    plain_ = memory({weight_dims_, memory::data_type::s8, tag}, engine());
+    int64_t count = 1;
+    for (int64_t dim : weight_dims_) count *= dim;
+    std::copy(weights, weights + count, static_cast<int8_t *>(plain_.get_data_handle()));
+    const memory::desc row({spec.outputs}, memory::data_type::f32, memory::format_tag::x);
+    multiplier_ = memory(row, engine());
+    bias_ = memory(row, engine());
+    std::copy(multiplier, multiplier + spec.outputs,
+              static_cast<float *>(multiplier_.get_data_handle()));
+    std::copy(bias, bias + spec.outputs, static_cast<float *>(bias_.get_data_handle()));
+  }
+
+  void run(const Shape &src_dims, const Shape &dst_dims, const void *src, void *dst) {
+    const Compiled compiled = find(src_dims, dst_dims);
+    dnnl::stream stream(engine());
+    thread_local std::vector<char> scratch;
+    const size_t needed = compiled.scratchpad.get_size();
+    if (scratch.size() < needed + 64) scratch.resize(needed + 64);
+    auto address = reinterpret_cast<uintptr_t>(scratch.data());
+    auto *aligned = reinterpret_cast<void *>((address + 63) / 64 * 64);
+    compiled.primitive.execute(
+        stream, {{DNNL_ARG_SRC, memory(compiled.src, engine(), const_cast<void *>(src))},
+                 {DNNL_ARG_WEIGHTS, *compiled.weights},
+                 {DNNL_ARG_BIAS, bias_},
+                 {DNNL_ARG_DST, memory(compiled.dst, engine(), dst)},
+                 {DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS, multiplier_},
+                 {DNNL_ARG_SCRATCHPAD, memory(compiled.scratchpad, engine(), aligned)}});
+    stream.wait();
+  }
+
+ private:
+  Compiled find(const Shape &src_dims, const Shape &dst_dims) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    auto found = compiled_.find(src_dims);
+    if (found == compiled_.end()) {
+      if (compiled_.size() >= kMaxShapes) {
+        compiled_.erase(order_.back());
+        order_.pop_back();
+      }
+      found = compiled_.emplace(src_dims, compile(src_dims, dst_dims)).first;
+    } else {
+      order_.remove(src_dims);
+    }
+    order_.push_front(src_dims);
+    return found->second;
+  }
+
+  dnnl::primitive_attr attributes() const {
+    dnnl::primitive_attr attr;
+    attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+    // One multiplier per output channel, whose axes are (group, channel) in a grouped layer.
+    attr.set_scales_mask(DNNL_ARG_WEIGHTS, spec_.groups > 1 ? 3 : 1);
+    dnnl::post_ops ops;
+    const auto sum = [&] { ops.append_sum(spec_.sum_scale, 0, data_type(spec_.sum_type)); };
+    if (spec_.has_sum && !spec_.sum_last) sum();
+    if (spec_.activation == kReLU) {
+      ops.append_eltwise(dnnl::algorithm::eltwise_relu, spec_.alpha, 0.f);
+    } else if (spec_.activation == kClip) {
+      ops.append_eltwise(dnnl::algorithm::eltwise_clip, 0.f, spec_.alpha);
+    }
+    if (spec_.has_sum && spec_.sum_last) sum();
+    attr.set_post_ops(ops);
+    return attr;
+  }
+
+  Compiled compile(const Shape &src_dims, const Shape &dst_dims) {
+    const auto layout = spec_.linear ? memory::format_tag::nc : memory::format_tag::nhwc;
+    Compiled result;
+    result.src = memory::desc(src_dims, data_type(spec_.src_type), layout);
+    result.dst = memory::desc(dst_dims, data_type(spec_.dst_type), layout);
+    const memory::desc any(weight_dims_, memory::data_type::s8, memory::format_tag::any);
+    const memory::desc bias = bias_.get_desc();
+    const auto kind = dnnl::prop_kind::forward_inference;
+    memory::desc packed;
+    if (spec_.linear) {
+      dnnl::inner_product_forward::primitive_desc desc(engine(), kind, result.src, any, bias,
+                                                       result.dst, attributes());
+      packed = desc.weights_desc();
+      result.scratchpad = desc.scratchpad_desc();
+      result.primitive = dnnl::inner_product_forward(desc);
+    } else {
+      const auto &s = spec_;
+      const Shape stride(s.stride, s.stride + 2), dilation{s.dilation[0] - 1, s.dilation[1] - 1};
+      Shape before(s.padding, s.padding + 2), after(2);
+      for (int axis = 0; axis < 2; ++axis) {
+        const int64_t reach = (s.kernel[axis] - 1) * s.dilation[axis] + 1;
+        after[axis] = (dst_dims[2 + axis] - 1) * stride[axis] + reach - src_dims[2 + axis] -
+                      before[axis];
+      }
+      dnnl::convolution_forward::primitive_desc desc(
+          engine(), kind, dnnl::algorithm::convolution_direct, result.src, any, bias, result.dst,
+          stride, dilation, before, after, attributes());
+      packed = desc.weights_desc();
+      result.scratchpad = desc.scratchpad_desc();
+      result.primitive = dnnl::convolution_forward(desc);
+    }
+    result.weights = pack(packed);
+    return result;
+  }
+
+  // Shapes usually agree on the layout of the weights, which are then packed once.
+  std::shared_ptr<memory> pack(const memory::desc &layout) {
+    for (const auto &weights : packed_) {
+      if (weights->get_desc() == layout) return weights;
+    }
+    auto weights = std::make_shared<memory>(layout, engine());
+    dnnl::stream stream(engine());
+    dnnl::reorder(plain_, *weights).execute(stream, plain_, *weights);
+    stream.wait();
+    packed_.push_back(weights);
+    return weights;
+  }
+
+  const ClipqProduct spec_;
+  Shape weight_dims_;
+  memory plain_, multiplier_, bias_;
+  std::mutex mutex_;
+  std::map<Shape, Compiled> compiled_;
+  std::list<Shape> order_;
+  std::vector<std::shared_ptr<memory>> packed_;
+};
+
+// Runs `body`; on an exception writes its text to `error` and returns false.
+template <typename Body>
+bool guarded(char *error, int64_t size, Body body) {
+  try {
+    body();
+    return true;
+  } catch (const std::exception &exception) {
+    std::snprintf(error, static_cast<size_t>(size), "%s", exception.what());
+    return false;
+  }
+}
+
+}  // namespace
+
+#define CLIPQ_API extern "C" __attribute__((visibility("default")))
+
+// Whether products of u8 and s8 are added in 32 bits. Older processors add pairs in 16 bits, for
+// which oneDNN halves the weights and so loses their last bit.
+CLIPQ_API int32_t clipq_exact_products() {
+  switch (dnnl::get_effective_cpu_isa()) {
+    case dnnl::cpu_isa::avx2_vnni:
+    case dnnl::cpu_isa::avx2_vnni_2:
+    case dnnl::cpu_isa::avx512_core_vnni:
+    case dnnl::cpu_isa::avx512_core_bf16:
+    case dnnl::cpu_isa::avx512_core_fp16:
+    case dnnl::cpu_isa::avx512_core_amx:
+    case dnnl::cpu_isa::avx512_core_amx_fp16: return 1;
+    default: return 0;
+  }
+}
+
+CLIPQ_API void *clipq_product_create(const ClipqProduct *spec, const int8_t *weights,
+                           const float *multiplier, const float *bias, char *error,
+                           int64_t error_size) {
+  Product *product = nullptr;
+  guarded(error, error_size, [&] { product = new Product(*spec, weights, multiplier, bias); });
+  return product;
+}
+
+CLIPQ_API void clipq_product_destroy(void *product) { delete static_cast<Product *>(product); }
+
+// Shapes are (N, C, H, W), or (N, C) of a linear layer; the tensors lie with channels last.
+CLIPQ_API int32_t clipq_product_run(void *product, const int64_t *src_dims, const int64_t *dst_dims,
+                          int64_t axes, const void *src, void *dst, char *error,
+                          int64_t error_size) {
+  return guarded(error, error_size, [&] {
+    static_cast<Product *>(product)->run(Shape(src_dims, src_dims + axes),
+                                         Shape(dst_dims, dst_dims + axes), src, dst);
+  });
+}

@@ -1,0 +1,195 @@
+"""The compiled CPU backend: the shared cases, whole detectors, threads, shapes, and going without."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from conformance import BackendConformance
+from conformance_base import ConformanceBase
+from mmengine.hub import get_config
+from torch import nn
+
+from mmclipq.apis import build_detector, quantize
+from mmclipq.backends import base, build_backend
+from mmclipq.errors import ClipQError
+from mmclipq.graph import ir
+from mmclipq.ops import products
+
+REASON = products.why_unavailable()
+needs_operators = pytest.mark.skipif(bool(REASON), reason=f'no CPU operators: {REASON}')
+
+DETECTORS = {
+    'darknet53': 'yolo/yolov3_d53_8xb8-320-273e_coco.py',
+    'mobilenetv2': 'yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py',
+    'retinanet': 'retinanet/retinanet_r50_fpn_1x_coco.py',
+    'faster_rcnn': 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+    'ssd': 'ssd/ssd300_coco.py',
+}
+
+
+@needs_operators
+class TestCpu(BackendConformance):
+    backend = 'cpu'
+
+
+@needs_operators
+@pytest.mark.parametrize('name', DETECTORS)
+def test_every_code_of_a_detector_is_the_reference_one(name):
+    torch.manual_seed(0)
+    cfg = get_config(f'mmdet::{DETECTORS[name]}')
+    if name == 'faster_rcnn':
+        cfg.model.test_cfg.rpn.update(nms_pre=100, max_per_img=40)
+    model = build_detector(cfg.model, random=True).eval()
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.running_mean, 0, 0.1)
+            nn.init.uniform_(layer.running_var, 0.5, 2)
+            nn.init.uniform_(layer.weight, 0.5, 1.5)
+        elif type(layer).__name__ == 'L2Norm':
+            nn.init.constant_(layer.weight, 20)
+    side = 300 if name == 'ssd' else 64
+    quantized = quantize(model, [torch.randn(1, 3, side, side)])
+    executors = {
+        backend: [build_backend(backend, graph, model) for graph in quantized.graphs]
+        for backend in ('cpu', 'reference')
+    }
+    shapes = [(1, 300, 300)] if name == 'ssd' else [(1, 64, 96), (2, 96, 64)]
+    if name in ('retinanet', 'faster_rcnn'):  # others need whole multiples of 32 pixels
+        shapes.append((1, 61, 83))
+    threads = torch.get_num_threads()
+    try:
+        for count, shape in enumerate(shapes, 1):
+            torch.set_num_threads(count)
+            images = 2 * torch.randn(shape[0], 3, *shape[1:])
+            rois = torch.tensor([[0.0, 3, 5, 50, 60], [0, 20, 10, 22, 64], [0, 0, 0, 90, 64]])
+            wanted_levels = found_levels = None
+            for index in range(len(quantized.graphs)):
+                ours, theirs = (executors[b][index] for b in ('cpu', 'reference'))
+                inputs = (images,) if index == 0 else (*found_levels, rois)
+                wanted = theirs.codes(*((images,) if index == 0 else (*wanted_levels, rois)))
+                found = ours.codes(*inputs)
+                assert list(found) == list(wanted)
+                assert not [n for n in found if not torch.equal(found[n], wanted[n])]
+                if index == 0 and len(quantized.graphs) > 1:
+                    found_levels = ours.run(images)['features'][:4]
+                    wanted_levels = theirs.run(images)['features'][:4]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def graph_of_convs():
+    kind, constants, nodes = ir.TensorType(0), {}, []
+    generator = torch.Generator().manual_seed(0)
+    for i in range(3):
+        constants[f'w{i}'] = torch.randint(-128, 128, (32, 32, 3, 3), generator=generator).to(
+            torch.int8
+        )
+        constants[f'e{i}'] = torch.zeros(32, dtype=torch.int32)
+        constants[f'm{i}'] = torch.rand(32, generator=generator) * 2.0**-18
+        constants[f'b{i}'] = torch.randn(32, generator=generator) * 0.1
+        nodes.append(
+            ir.Conv(f'c{i}', kind, f'c{i - 1}' if i else 'x', f'w{i}', f'e{i}', f'm{i}', f'b{i}',
+                    padding=(1, 1))
+        )  # fmt: skip
+    start = (ir.Input('image', ir.FLOAT), ir.Quantize('x', kind, 'image'))
+    return ir.Int8Graph((*start, *nodes), ir.Ref('c2'), constants)
+
+
+@needs_operators
+def test_threads_share_one_backend():
+    backend = build_backend('cpu', graph_of_convs())
+    images = [torch.rand(1 + i % 2, 32, 8 + i % 5, 9 + i % 3) for i in range(40)]
+    wanted = [backend.run(image) for image in images]
+    again = build_backend('cpu', graph_of_convs())  # shapes are compiled while others run
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(again.run, images * 5))
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted * 5, strict=True))
+
+
+@needs_operators
+def test_more_shapes_than_are_kept():
+    backend, reference = (build_backend(b, graph_of_convs()) for b in ('cpu', 'reference'))
+    for turn in range(2):
+        for size in range(1, 40):
+            image = torch.rand(1, 32, size, 3 + turn)
+            assert torch.equal(backend.run(image), reference.run(image))
+
+
+@needs_operators
+def test_memory_stays_where_it_was():
+    resource = pytest.importorskip('resource')
+    backend = build_backend('cpu', graph_of_convs())
+
+    def turn():
+        for size in range(50):
+            backend.run(torch.rand(1, 32, 8 + size, 16))
+
+    for _ in range(2):
+        turn()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(10):
+        turn()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 * 1024  # KiB
+
+
+@needs_operators
+class TestShapes(ConformanceBase):
+    backend = 'cpu'
+
+    def test_an_empty_batch(self):
+        backend = build_backend('cpu', graph_of_convs())
+        assert backend.run(torch.zeros(0, 32, 5, 5)).shape == (0, 32, 5, 5)
+
+    def test_an_input_smaller_than_the_kernel_is_named(self):
+        graph = graph_of_convs()
+        nodes = [*graph.nodes[:2], *(
+            ir.Conv(n.name, n.type, n.x, n.weight, n.exponents, n.multiplier, n.bias)
+            for n in graph.nodes[2:]
+        )]  # fmt: skip
+        small = ir.Int8Graph(tuple(nodes), graph.outputs, graph.constants)
+        with pytest.raises((ClipQError, RuntimeError)):
+            build_backend('cpu', small).run(torch.zeros(1, 32, 2, 2))
+
+
+def test_without_operators_the_reference_runs_after_one_warning(monkeypatch):
+    warnings = []
+    monkeypatch.setattr(base, 'print_log', lambda text, *args: warnings.append(text))
+    monkeypatch.setattr(products, '_load', lambda: 'it is not built; run: make')
+    base._warn.cache_clear()
+    graph = ir.Int8Graph((ir.Input('x', ir.FLOAT),), ir.Ref('x'), {})
+    assert [build_backend('auto', graph).name for _ in range(3)] == ['reference'] * 3
+    assert warnings == ["mmclipq: backend 'cpu' is not used: it is not built; run: make"]
+    with pytest.raises(ClipQError, match="backend 'cpu': it is not built; run: make"):
+        build_backend('cpu', graph)
+    base._warn.cache_clear()
+
+
+def test_it_is_not_for_other_devices():
+    assert base.backend_class('auto', 'meta').name == 'reference'
+    with pytest.raises(ClipQError, match="backend 'cpu': it runs on the CPU, not on cuda"):
+        base.backend_class('cpu', 'cuda')
+
+
+@needs_operators
+def test_a_processor_without_vnni_gets_the_reference():
+    """oneDNN halves int8 weights there, which loses their last bit."""
+    code = (
+        'from mmclipq.ops import products; from mmclipq.backends.base import backend_class; '
+        'print(products.why_unavailable()); print(backend_class("auto").name)'
+    )
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code],
+        env={**os.environ, 'ONEDNN_MAX_CPU_ISA': 'AVX2'},
+        capture_output=True,
+        text=True,
+    )
+    assert 'this processor has no VNNI' in done.stdout
+    assert done.stdout.strip().endswith('reference')
+
+
+@needs_operators
+def test_it_is_what_auto_takes():
+    assert base.backend_class('auto').name == 'cpu'
