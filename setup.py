@@ -43,11 +43,16 @@ def extensions() -> list[Extension]:
     return [
         Extension(
             'mmclipq.ops._cpu',
-            ['mmclipq/ops/csrc/cpu/products.cpp'],
+            [f'mmclipq/ops/csrc/cpu/{name}.cpp' for name in ('products', 'roi_align')],
+            depends=['mmclipq/ops/csrc/cpu/api.h'],
             include_dirs=[str(prefix / 'include')],
             library_dirs=[str(prefix / 'lib')],
             libraries=['dnnl'],
-            extra_compile_args=['-O3', '-std=c++17', '-fvisibility=hidden'],
+            # Fused multiply-adds would round once where the arithmetic rounds twice.
+            extra_compile_args=[
+                *('-O3', '-std=c++17', '-fopenmp', '-ffp-contract=off', '-fvisibility=hidden'),
+            ],
+            extra_link_args=['-fopenmp'],
             language='c++',
             optional=True,
         )

@@ -1,4 +1,4 @@
-"""Products by compiled int8 operators, everything else by the reference, on channels-last codes."""
+"""Products and RoIAlign by compiled operators, the rest by PyTorch, on channels-last codes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ..graph import ir
-from ..ops import products
+from ..ops.library import why_unavailable
+from ..ops.products import Product
+from ..ops.roi_align import roi_align
 from .base import register_backend
 from .reference import ReferenceBackend, to_codes
 
@@ -28,7 +30,7 @@ class CpuBackend(ReferenceBackend):
     def __init__(self, graph: ir.Int8Graph, *args: Any, **kwargs: Any) -> None:
         super().__init__(graph, *args, **kwargs)
         self._products = {
-            node.name: products.Product(
+            node.name: Product(
                 node,
                 self.constants[node.weight],
                 self.constants[node.multiplier],
@@ -43,7 +45,7 @@ class CpuBackend(ReferenceBackend):
     def unavailable(device: str) -> str:
         if torch.device(device).type != 'cpu':
             return f'it runs on the CPU, not on {device}'
-        return products.why_unavailable()
+        return why_unavailable()
 
     def quantize(self, node, x):
         if x.dim() == 4:
@@ -60,6 +62,10 @@ class CpuBackend(ReferenceBackend):
         if residual is not None and not node.type.is_codes:
             residual = self.values_of(node.residual, residual)
         return self._products[node.name](x, residual)
+
+    def roialign(self, node, *levels_and_rois):
+        *levels, rois = levels_and_rois
+        return roi_align(levels, self.types[node.levels[0]], rois, node)
 
     def upsample(self, node, x, like=None):
         # Whole factors are copies, several times faster than interpolating float32 values.

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
-import sys
 import weakref
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,11 +12,8 @@ from torch import Tensor
 from .. import fixed_point as fp
 from ..errors import ClipQError
 from ..graph import ir
+from .library import library
 
-BUILD_COMMAND = (
-    'pip install onednn-devel-cpu-gomp==2023.2.0, then in the folder of mmclipq: '
-    'pip install --no-build-isolation --no-deps --force-reinstall .'
-)
 _ERROR_SIZE = 512
 _TYPES = {torch.int8: 0, torch.uint8: 1, torch.float32: 2}
 _PAIR = ctypes.c_int64 * 2
@@ -38,40 +32,6 @@ class _Spec(ctypes.Structure):
         ('sum_scale', ctypes.c_float),
         ('sum_last', ctypes.c_int32),
     ]
-
-
-@functools.cache
-def _load() -> ctypes.CDLL | str:
-    """The compiled library, or why there is none."""
-    built = sorted(Path(__file__).parent.glob('_cpu*.so'))
-    if not built:
-        return f'it is not built; run: {BUILD_COMMAND}'
-    try:
-        # Its wheel puts oneDNN where no loader looks; torch's OpenMP is in the process already.
-        onednn = Path(sys.prefix) / 'lib' / 'libdnnl.so.3'
-        if onednn.is_file():
-            ctypes.CDLL(str(onednn), mode=ctypes.RTLD_GLOBAL)
-        library = ctypes.CDLL(str(built[0]))
-    except OSError as error:
-        return f'it does not load ({error}); run: {BUILD_COMMAND}'
-    pointer, text = ctypes.c_void_p, ctypes.c_char_p
-    library.clipq_product_create.restype = pointer
-    library.clipq_product_create.argtypes = [
-        ctypes.POINTER(_Spec), pointer, pointer, pointer, text, ctypes.c_int64
-    ]  # fmt: skip
-    library.clipq_product_destroy.argtypes = [pointer]
-    library.clipq_product_run.argtypes = [
-        pointer, pointer, pointer, ctypes.c_int64, pointer, pointer, text, ctypes.c_int64
-    ]  # fmt: skip
-    if not library.clipq_exact_products():
-        return 'this processor has no VNNI, without which oneDNN rounds int8 weights'
-    return library
-
-
-def why_unavailable() -> str:
-    """Why the operators cannot run here; empty if they can."""
-    library = _load()
-    return library if isinstance(library, str) else ''
 
 
 class Product:
@@ -99,10 +59,7 @@ class Product:
         x_signed: bool,
         residual_type: ir.TensorType | None = None,
     ) -> None:
-        library = _load()
-        if isinstance(library, str):
-            raise ClipQError(f'found no compiled CPU operators: {library}')
-        self._library, self.node = library, node
+        self._library, self.node = library(), node
         self.dtype = fp.code_dtype(node.type.signed) if node.type.is_codes else torch.float32
         # Powers of two scale the whole epilogue exactly, so that it ends in codes by itself.
         step = node.type.step_exponent if node.type.is_codes else 0
@@ -132,12 +89,12 @@ class Product:
                 spec.sum_type, spec.sum_scale = _TYPES[torch.float32], 1.0
         constants = weight.contiguous(), (multiplier * scale).contiguous(), (bias * scale)
         error = ctypes.create_string_buffer(_ERROR_SIZE)
-        self._handle = library.clipq_product_create(
+        self._handle = self._library.clipq_product_create(
             ctypes.byref(spec), *(t.data_ptr() for t in constants), error, _ERROR_SIZE
         )
         if not self._handle:
             raise ClipQError(f'{node.name}: {error.value.decode()}')
-        weakref.finalize(self, library.clipq_product_destroy, self._handle)
+        weakref.finalize(self, self._library.clipq_product_destroy, self._handle)
 
     def result_shape(self, x: Tensor) -> tuple[int, ...]:
         """Shape of the result for input codes ``(N, C, H, W)`` or ``(N, C)``."""

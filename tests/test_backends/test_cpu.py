@@ -1,4 +1,4 @@
-"""The compiled CPU backend: the shared cases, whole detectors, threads, shapes, and going without."""
+"""The compiled CPU backend: shared cases, whole detectors, threads, shapes, and going without."""
 
 import os
 import subprocess
@@ -16,9 +16,9 @@ from mmclipq.apis import build_detector, quantize
 from mmclipq.backends import base, build_backend
 from mmclipq.errors import ClipQError
 from mmclipq.graph import ir
-from mmclipq.ops import products
+from mmclipq.ops import library
 
-REASON = products.why_unavailable()
+REASON = library.why_unavailable()
 needs_operators = pytest.mark.skipif(bool(REASON), reason=f'no CPU operators: {REASON}')
 
 DETECTORS = {
@@ -157,7 +157,7 @@ class TestShapes(ConformanceBase):
 def test_without_operators_the_reference_runs_after_one_warning(monkeypatch):
     warnings = []
     monkeypatch.setattr(base, 'print_log', lambda text, *args: warnings.append(text))
-    monkeypatch.setattr(products, '_load', lambda: 'it is not built; run: make')
+    monkeypatch.setattr(library, '_load', lambda: 'it is not built; run: make')
     base._warn.cache_clear()
     graph = ir.Int8Graph((ir.Input('x', ir.FLOAT),), ir.Ref('x'), {})
     assert [build_backend('auto', graph).name for _ in range(3)] == ['reference'] * 3
@@ -177,8 +177,8 @@ def test_it_is_not_for_other_devices():
 def test_a_processor_without_vnni_gets_the_reference():
     """oneDNN halves int8 weights there, which loses their last bit."""
     code = (
-        'from mmclipq.ops import products; from mmclipq.backends.base import backend_class; '
-        'print(products.why_unavailable()); print(backend_class("auto").name)'
+        'from mmclipq.ops import library; from mmclipq.backends.base import backend_class; '
+        'print(library.why_unavailable()); print(backend_class("auto").name)'
     )
     done = subprocess.run(
         [sys.executable, '-W', 'ignore', '-c', code],

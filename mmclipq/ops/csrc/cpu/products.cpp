@@ -16,6 +16,8 @@
 
 #include <dnnl.hpp>
 
+#include "api.h"
+
 namespace {
 
 enum DataType : int32_t { kInt8 = 0, kUInt8 = 1, kFloat32 = 2 };
@@ -220,8 +222,6 @@ bool guarded(char *error, int64_t size, Body body) {
 }
 
 }  // namespace
-
-#define CLIPQ_API extern "C" __attribute__((visibility("default")))
 
 // Whether products of u8 and s8 are added in 32 bits. Older processors add pairs in 16 bits, for
 // which oneDNN halves the weights and so loses their last bit.

@@ -1,0 +1,60 @@
+"""Finds and loads the compiled CPU operators, once, on their first use."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from pathlib import Path
+
+import torch  # noqa: F401  (its OpenMP must be the first in the process)
+
+from ..errors import ClipQError
+
+BUILD_COMMAND = (
+    'pip install onednn-devel-cpu-gomp==2023.2.0, then in the folder of mmclipq: '
+    'pip install --no-build-isolation --no-deps --force-reinstall .'
+)
+
+
+@functools.cache
+def _load() -> ctypes.CDLL | str:
+    """The compiled library, or why there is none."""
+    built = sorted(Path(__file__).parent.glob('_cpu*.so'))
+    if not built:
+        return f'it is not built; run: {BUILD_COMMAND}'
+    try:
+        # Its wheel puts oneDNN where no loader looks.
+        onednn = Path(sys.prefix) / 'lib' / 'libdnnl.so.3'
+        if onednn.is_file():
+            ctypes.CDLL(str(onednn), mode=ctypes.RTLD_GLOBAL)
+        library = ctypes.CDLL(str(built[0]))
+    except OSError as error:
+        return f'it does not load ({error}); run: {BUILD_COMMAND}'
+    pointer, text, size = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64
+    library.clipq_product_create.restype = pointer
+    library.clipq_product_create.argtypes = [*[pointer] * 4, text, size]
+    library.clipq_product_destroy.argtypes = [pointer]
+    library.clipq_product_run.argtypes = [*[pointer] * 3, size, *[pointer] * 2, text, size]
+    library.clipq_roi_align.argtypes = [*[pointer] * 3, size, pointer]
+    if not library.clipq_exact_products():
+        return 'this processor has no VNNI, without which oneDNN rounds int8 weights'
+    return library
+
+
+def why_unavailable() -> str:
+    """Why the operators cannot run here; empty if they can."""
+    library = _load()
+    return library if isinstance(library, str) else ''
+
+
+def library() -> ctypes.CDLL:
+    """The compiled operators.
+
+    Raises:
+        ClipQError: if they cannot run here.
+    """
+    loaded = _load()
+    if isinstance(loaded, str):
+        raise ClipQError(f'found no compiled CPU operators: {loaded}')
+    return loaded
