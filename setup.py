@@ -43,7 +43,10 @@ def extensions() -> list[Extension]:
     return [
         Extension(
             'mmclipq.ops._cpu',
-            [f'mmclipq/ops/csrc/cpu/{name}.cpp' for name in ('products', 'roi_align')],
+            [
+                f'mmclipq/ops/csrc/cpu/{name}.cpp'
+                for name in ('elementwise', 'products', 'roi_align')
+            ],
             depends=['mmclipq/ops/csrc/cpu/api.h'],
             include_dirs=[str(prefix / 'include')],
             library_dirs=[str(prefix / 'lib')],

@@ -1,4 +1,4 @@
-"""Products and RoIAlign by compiled operators, the rest by PyTorch, on channels-last codes."""
+"""Codes by compiled operators on channels-last memory; copies and float steps by PyTorch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..graph import ir
-from ..ops.library import why_unavailable
+from ..ops import elementwise
+from ..ops.library import follow_torch_threads, why_unavailable
 from ..ops.products import Product
 from ..ops.roi_align import roi_align
 from .base import register_backend
@@ -47,10 +48,25 @@ class CpuBackend(ReferenceBackend):
             return f'it runs on the CPU, not on {device}'
         return why_unavailable()
 
+    def run(self, *inputs, observe=None):
+        follow_torch_threads()
+        return super().run(*inputs, observe=observe)
+
     def quantize(self, node, x):
         if x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         return to_codes(x, node.type)
+
+    def requantize(self, node, x):
+        return elementwise.requantize(node, x, self.types[node.x])
+
+    def add(self, node, x, other):
+        if x.shape != other.shape:  # broadcast
+            return super().add(node, x, other)
+        return elementwise.add(node, x, self.types[node.x], other, self.types[node.other])
+
+    def maxpool(self, node, x):
+        return elementwise.max_pool(node, x)
 
     def conv(self, node, x, residual=None):
         return self._product(node, x, residual)

@@ -7,7 +7,7 @@ import functools
 import sys
 from pathlib import Path
 
-import torch  # noqa: F401  (its OpenMP must be the first in the process)
+import torch  # before the operators, so that its OpenMP is the only one
 
 from ..errors import ClipQError
 
@@ -36,6 +36,9 @@ def _load() -> ctypes.CDLL | str:
     library.clipq_product_create.argtypes = [*[pointer] * 4, text, size]
     library.clipq_product_destroy.argtypes = [pointer]
     library.clipq_product_run.argtypes = [*[pointer] * 3, size, *[pointer] * 2, text, size]
+    library.clipq_set_threads.argtypes = [ctypes.c_int32]
+    library.clipq_add.argtypes = [*[pointer] * 4, size]
+    library.clipq_max_pool.argtypes = [*[pointer] * 3, ctypes.c_int32]
     library.clipq_roi_align.argtypes = [*[pointer] * 3, size, pointer]
     if not library.clipq_exact_products():
         return 'this processor has no VNNI, without which oneDNN rounds int8 weights'
@@ -58,3 +61,8 @@ def library() -> ctypes.CDLL:
     if isinstance(loaded, str):
         raise ClipQError(f'found no compiled CPU operators: {loaded}')
     return loaded
+
+
+def follow_torch_threads() -> None:
+    """Let the operators that this thread calls run on as many threads as torch's."""
+    library().clipq_set_threads(torch.get_num_threads())

@@ -191,5 +191,21 @@ def test_a_processor_without_vnni_gets_the_reference():
 
 
 @needs_operators
+def test_threads_follow_torch(monkeypatch):
+    counts = []
+    loaded = library._load()
+    monkeypatch.setattr(loaded, 'clipq_set_threads', counts.append)
+    backend = build_backend('cpu', graph_of_convs())
+    before = torch.get_num_threads()
+    try:
+        for count in (1, 2, 1):
+            torch.set_num_threads(count)
+            backend.run(torch.rand(1, 32, 4, 4))
+    finally:
+        torch.set_num_threads(before)
+    assert counts == [1, 2, 1]
+
+
+@needs_operators
 def test_it_is_what_auto_takes():
     assert base.backend_class('auto').name == 'cpu'
