@@ -50,6 +50,7 @@ def extensions() -> list[Extension]:
             depends=['mmclipq/ops/csrc/cpu/api.h'],
             include_dirs=[str(prefix / 'include')],
             library_dirs=[str(prefix / 'lib')],
+            runtime_library_dirs=[str(prefix / 'lib')],
             libraries=['dnnl'],
             # Fused multiply-adds would round once where the arithmetic rounds twice.
             extra_compile_args=[
@@ -78,7 +79,10 @@ setup(
     ext_modules=extensions(),
     cmdclass={'build_py': BuildWithMim},
     python_requires='>=3.10',
-    extras_require={'cpu': ['onednn-cpu-gomp==2023.2.0']},
+    extras_require={
+        'cpu': ['onednn-cpu-gomp==2023.2.0'],
+        'bench': ['nncf==3.4.0', 'onnx', 'onnxruntime==1.32.0', 'openvino==2026.4.1'],
+    },
     install_requires=[
         'mmcv>=2.0.0rc4,<2.2.0',
         'mmdet>=3.3,<4',
