@@ -268,8 +268,6 @@ def test_executing_is_undone_after_an_error():
     context = executing(model, 'rpn_head', None, [None])
     context.__enter__()
     assert isinstance(model, Int8Detector)
-    error = ZeroDivisionError()
-    with pytest.raises(ZeroDivisionError):
-        context.__exit__(ZeroDivisionError, error, None)
+    assert not context.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
     assert [type(m) for m in model.modules()] == stock
     assert set(vars(model.roi_head)) == names

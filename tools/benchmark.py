@@ -63,14 +63,14 @@ def main(arguments: list[str]) -> None:
         print(f'preparing {name}')
         with torch.no_grad():
             runs[name] = prepare()
-    peak_name = 'int8 peak'
+    peak_name = 'large int8 product'
     if not why_unavailable():
         runs[peak_name], peak_work = peak_run()
     timings = time_in_turn(runs, args.rounds)
     peak = None
     if peak_name in runs:
         peak = peak_work / timings.pop().median * 1000
-        print(f'int8 peak: {peak / 1000:.2f} TOP/s on {torch.get_num_threads()} thread(s)')
+        print(f'large int8 product: {peak / 1000:.2f} TOP/s on {torch.get_num_threads()} thread(s)')
     detector, samples = to_int8(model, quantized), plain_samples(image)
     shapes = {}
 

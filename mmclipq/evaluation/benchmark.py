@@ -48,6 +48,8 @@ def time_in_turn(runs: Mapping[str, Callable[[], Any]], rounds: int) -> list[Tim
 def peak_run() -> tuple[Callable[[], Any], float]:
     """A large int8 matrix product, and its operations in units of 10^9.
 
+    It stands for the speed that the processor reaches; another library may reach more.
+
     Raises:
         ClipQError: if the CPU operators cannot run here.
     """
@@ -79,10 +81,10 @@ def table(timings: list[Timing], work: float, peak: float | None) -> str:
     Args:
         timings: One for each row.
         work: Operations of one run, in units of 10^9.
-        peak: Operations per second of the processor in int8, in units of 10^9, or None.
+        peak: Operations per second of :func:`peak_run`, in units of 10^9, or None.
     """
     lines = [
-        '| dense part | ms (min to max) | times faster | share of the int8 peak |',
+        '| dense part | ms (min to max) | times faster | speed of a large int8 product |',
         '|---|---|---|---|',
     ]
     for t in timings:

@@ -1,5 +1,6 @@
 """The command-line tools as a user calls them: what they write, print and refuse."""
 
+import json
 import os
 import runpy
 import signal
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from mmclipq.backends.base import backend_class
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs' / 'quickstart' / 'clipq_yolov3_digits.py'
@@ -73,7 +76,8 @@ def test_quantize_writes_what_test_evaluates(run, trained, tmp_path):
     assert out.read_bytes()[52:] == (trained / 'epoch_1_int8.clipq').read_bytes()[52:]
     done = run('test.py', CONFIG, out, '--int8', '--work-dir', tmp_path / 'work', *SMALL)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert f'integer execution of {out} on reference' in done.stdout + done.stderr
+    name = backend_class('auto').name
+    assert f'integer execution of {out} on {name}' in done.stdout + done.stderr
     assert 'coco/bbox_mAP:' in done.stdout + done.stderr
 
 
@@ -210,3 +214,41 @@ def test_interrupted_quantize_leaves_nothing(trained, environment, digits_root, 
     assert b'Traceback' not in seen + rest
     assert b'interrupted; nothing half-written was left' in rest
     assert sorted(path.name for path in tmp_path.iterdir()) == ['images']
+
+
+def test_benchmark_times_what_is_installed(run, tmp_path):
+    out = tmp_path / 'figures.json'
+    options = ['--shape', '64', '64', '--rounds', '1', '--peers', 'torch,mmclipq', '--json', out]
+    done = run('benchmark.py', CONFIG, *options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [line.split('|')[1].strip() for line in done.stdout.splitlines() if line[:1] == '|']
+    head = ['dense part', '---', 'torch', 'mmclipq']
+    assert rows == head + ['image tensor to boxes', *head[1:]]
+    figures = json.loads(out.read_text())
+    assert [row['name'] for row in figures['dense']] == ['torch', 'mmclipq']
+    assert all(0 < row['least'] <= row['median'] <= row['largest'] for row in figures['dense'])
+    assert figures['giga_operations'] > 0
+
+
+def test_benchmark_names_the_peers_it_knows(run):
+    done = run('benchmark.py', CONFIG, '--shape', '64', '64', '--peers', 'tflite')
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: --peers: found ['tflite']")
+
+
+def test_storage_compares_with_the_first_config(run, tmp_path):
+    stock = ROOT / 'configs' / 'quickstart' / 'faster_rcnn_mobilenetv2_digits.py'
+    svd = tmp_path / 'svd.py'
+    svd.write_text(
+        f'_base_ = [{str(stock)!r}]\n'
+        "model = dict(roi_head=dict(bbox_head=dict(type='mmclipq.SVDBBoxHead', svd_rank=16)))\n"
+    )
+    done = run('storage.py', stock, svd)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [line.split('|') for line in done.stdout.splitlines() if line[:1] == '|'][2:]
+    assert [row[1].strip() for row in rows] == [stock.stem, 'svd']
+    whole, small = (float(row[4].strip().rstrip('%')) for row in rows)
+    assert small < whole < 26
+    first = float(rows[0][2])
+    assert whole == pytest.approx(100 * float(rows[0][3]) / first, abs=0.2)
+    assert small == pytest.approx(100 * float(rows[1][3]) / first, abs=0.2)
