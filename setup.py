@@ -45,7 +45,7 @@ def extensions() -> list[Extension]:
             'mmclipq.ops._cpu',
             [
                 f'mmclipq/ops/csrc/cpu/{name}.cpp'
-                for name in ('elementwise', 'products', 'roi_align')
+                for name in ('elementwise', 'max_pool', 'peak', 'products', 'program', 'roi_align')
             ],
             depends=['mmclipq/ops/csrc/cpu/api.h'],
             include_dirs=[str(prefix / 'include')],

@@ -1,19 +1,90 @@
-"""Codes by compiled operators on channels-last memory; copies and float steps by PyTorch."""
+"""Codes by compiled operators on channels-last memory; float islands by PyTorch."""
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..graph import ir
-from ..ops import elementwise
 from ..ops.library import follow_torch_threads, why_unavailable
 from ..ops.products import Product
-from ..ops.roi_align import roi_align
+from ..ops.program import Program, Slot, memory_format
 from .base import register_backend
-from .reference import ReferenceBackend, to_codes
+from .cpu_plan import COMPILED, Planner, Unplannable
+from .reference import ReferenceBackend
+
+MAX_SHAPES = 32
+"""Input shapes whose programs each part of a graph keeps; the one used longest ago goes first."""
+
+Observe = Callable[[ir.Node, Any], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Nodes that run without a return to Python in between, or a single node that needs Python.
+
+    Attributes:
+        nodes: In execution order.
+        inputs: Names read from outside.
+        outputs: Names of results that are read outside.
+        compiled: Whether a program runs them.
+        ended: Tensors that nothing reads after this part.
+        regions: For each tensor with one row per region the name of the regions.
+    """
+
+    nodes: tuple[ir.Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    compiled: bool
+    ended: tuple[str, ...]
+    regions: dict[str, str]
+
+
+@dataclass
+class _Planned:
+    """A part at one set of shapes."""
+
+    program: Program
+    slots: dict[str, Slot]
+    spans: dict[str, tuple[int, int]]
+
+
+def group(nodes: Sequence[ir.Node], in_python: set[str]) -> Iterator[tuple[bool, list[ir.Node]]]:
+    """The nodes in an order that returns to Python as rarely as can be.
+
+    Yields:
+        Whether the nodes run in a program, and the nodes: all that are ready, or one for Python.
+    """
+    done = {node.name for node in nodes if isinstance(node, ir.Input)}
+    rest = [node for node in nodes if node.name not in done]
+    while rest:
+        for compiled in (True, False):
+            ready = []
+            for node in rest:
+                fits = isinstance(node, COMPILED) and node.name not in in_python
+                if fits == compiled and done.issuperset(node.inputs):
+                    ready.append(node)
+                    done.add(node.name)
+            rest = [node for node in rest if node.name not in done]
+            if compiled and ready:
+                yield True, ready
+            elif not compiled:
+                yield from ((False, [node]) for node in ready)
+
+
+def rounded_up(count: int) -> int:
+    """``count`` with three significant bits, at least 16: the numbers of regions that are planned.
+
+    Every image has another number of regions, and none shall cost a new plan.
+    """
+    unit = max(16, 1 << max(0, count.bit_length() - 4))
+    return max(1, -(-count // unit)) * unit
 
 
 @register_backend
@@ -30,17 +101,12 @@ class CpuBackend(ReferenceBackend):
 
     def __init__(self, graph: ir.Int8Graph, *args: Any, **kwargs: Any) -> None:
         super().__init__(graph, *args, **kwargs)
-        self._products = {
-            node.name: Product(
-                node,
-                self.constants[node.weight],
-                self.constants[node.multiplier],
-                self.constants[node.bias],
-                self.types[node.x].signed,
-                None if node.residual is None else self.types[node.residual],
-            )
-            for node in graph.products()
-        }
+        self._kept_flat = frozenset(self._find_kept_flat())
+        self._products = {node.name: self._product(node) for node in graph.products()}
+        self._lock = threading.Lock()
+        self._planned: OrderedDict[Any, _Planned] = OrderedDict()
+        self._in_python: set[str] = set()
+        self._parts = self._find_parts()
 
     @staticmethod
     def unavailable(device: str) -> str:
@@ -48,50 +114,161 @@ class CpuBackend(ReferenceBackend):
             return f'it runs on the CPU, not on {device}'
         return why_unavailable()
 
-    def run(self, *inputs, observe=None):
+    def _find_kept_flat(self) -> Iterator[str]:
+        """Flattened regions that only linear layers read, whose weights then follow the layout."""
+        outputs = {ref.name for ref in ir.iter_refs(self.graph.outputs)}
+        for node in self.graph.nodes:
+            if not isinstance(node, ir.Flatten) or node.name in outputs:
+                continue
+            readers = [n for n in self.graph.nodes if node.name in n.inputs]
+            if isinstance(self._nodes[node.x], ir.RoIAlign) and all(
+                isinstance(n, ir.Linear) and n.residual is None for n in readers
+            ):
+                yield node.name
+
+    def _product(self, node: ir.Product) -> Product:
+        weight = self.constants[node.weight]
+        if node.x in self._kept_flat:
+            size = self._nodes[self._nodes[node.x].x].output_size
+            weight = weight.unflatten(1, (-1, *size)).permute(0, 2, 3, 1).flatten(1)
+        return Product(
+            node,
+            weight,
+            self.constants[node.multiplier],
+            self.constants[node.bias],
+            self.types[node.x].signed,
+            None if node.residual is None else self.types[node.residual],
+        )
+
+    def _find_parts(self) -> list[Part]:
+        kept = {ref.name for ref in ir.iter_refs(self.graph.outputs)}
+        groups = list(group(self.graph.nodes, self._in_python))
+        last_read: dict[str, int] = {}
+        for index, (_, nodes) in enumerate(groups):
+            for node in nodes:
+                last_read.update(dict.fromkeys(node.inputs, index))
+        parts = []
+        for index, (compiled, nodes) in enumerate(groups):
+            names = [node.name for node in nodes]
+            read = dict.fromkeys(name for node in nodes for name in node.inputs)
+            regions: dict[str, str] = {}
+            for node in nodes:
+                if isinstance(node, ir.RoIAlign):
+                    regions[node.name] = node.rois
+                elif found := next((regions[n] for n in node.inputs if n in regions), None):
+                    regions[node.name] = found
+            parts.append(
+                Part(
+                    tuple(nodes),
+                    tuple(name for name in read if name not in names),
+                    tuple(n for n in names if n in kept or last_read.get(n, index) > index),
+                    compiled,
+                    tuple(n for n, i in last_read.items() if i == index and n not in kept),
+                    regions,
+                )
+            )
+        return parts
+
+    @torch.no_grad()
+    def run(self, *inputs: Tensor, observe: Observe | None = None) -> Any:
         follow_torch_threads()
-        return super().run(*inputs, observe=observe)
+        values: dict[str, Any] = {}
+        given = iter(inputs)
+        for node in self.graph.nodes:
+            if isinstance(node, ir.Input):
+                values[node.name] = self._read_input(node, next(given))
+                if observe is not None:
+                    observe(node, values[node.name])
+        try:
+            for part in self._parts:
+                if part.compiled and all(values[name].numel() for name in part.inputs[:1]):
+                    self._run_program(part, values, observe)
+                else:
+                    self._run_nodes(part, values, observe)
+                for name in part.ended:
+                    values.pop(name, None)
+        except Unplannable as error:  # from now on in Python
+            with self._lock:
+                self._in_python.add(error.node.name)
+                self._parts = self._find_parts()
+            return self.run(*inputs, observe=observe)
+        return ir.map_refs(self.graph.outputs, lambda ref: self._output(ref.name, values))
 
-    def quantize(self, node, x):
-        if x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        return to_codes(x, node.type)
+    def _run_nodes(self, part: Part, values: dict[str, Any], observe: Observe | None) -> None:
+        for node in part.nodes:
+            if isinstance(node, ir.FloatCall):
+                result = self._float_call(node, values)
+            else:
+                result = self._method(node)(node, *(values[name] for name in node.inputs))
+            values[node.name] = result
+            if observe is not None:
+                observe(node, result)
 
-    def requantize(self, node, x):
-        return elementwise.requantize(node, x, self.types[node.x])
+    def _run_program(self, part: Part, values: dict[str, Any], observe: Observe | None) -> None:
+        given, planes = [], set()
+        for name in part.inputs:
+            value = values[name]
+            if name in part.regions.values():
+                rows = value.new_zeros(rounded_up(len(value)), value.shape[1])
+                rows[: len(value)] = value
+                value = rows
+            layout = memory_format(value.dim())
+            if value.is_contiguous(memory_format=layout):
+                pass
+            elif value.is_floating_point() and value.is_contiguous():
+                planes.add(name)
+            else:
+                value = value.contiguous(memory_format=layout)
+            given.append(value)
+        planned = self._plan(part, tuple(value.shape for value in given), frozenset(planes))
+        results = []
+        for name in part.outputs:
+            slot = planned.slots[name]
+            layout = memory_format(len(slot.shape))
+            results.append(torch.empty(slot.shape, dtype=slot.dtype, memory_format=layout))
 
-    def add(self, node, x, other):
-        if x.shape != other.shape:  # broadcast
-            return super().add(node, x, other)
-        return elementwise.add(node, x, self.types[node.x], other, self.types[node.other])
+        def rows_of(name: str, tensor: Tensor) -> Tensor:
+            return tensor[: len(values[part.regions[name]])] if name in part.regions else tensor
 
-    def maxpool(self, node, x):
-        return elementwise.max_pool(node, x)
+        externals = [*given, *results]
+        with planned.program.memory() as memory:
+            if observe is None:
+                planned.program.run(memory, externals)
+            else:
+                for node in part.nodes:
+                    planned.program.run(memory, externals, *planned.spans[node.name])
+                    slot = planned.slots[node.name]
+                    outside = slot.external is not None
+                    seen = externals[slot.external].clone() if outside else slot.read(memory)
+                    observe(node, rows_of(node.name, self._in_order(node, seen)))
+        for name, result in zip(part.outputs, results, strict=True):
+            values[name] = rows_of(name, result)
 
-    def conv(self, node, x, residual=None):
-        return self._product(node, x, residual)
+    def _in_order(self, node: ir.Node, seen: Tensor) -> Tensor:
+        """``seen`` with channels first, where the program keeps them last in a flat tensor."""
+        if node.name not in self._kept_flat:
+            return seen
+        size = self._nodes[node.x].output_size
+        return seen.unflatten(1, (*size, -1)).permute(0, 3, 1, 2).flatten(1)
 
-    def linear(self, node, x, residual=None):
-        return self._product(node, x, residual)
-
-    def _product(self, node: ir.Product, x: Tensor, residual: Tensor | None) -> Tensor:
-        if residual is not None and not node.type.is_codes:
-            residual = self.values_of(node.residual, residual)
-        return self._products[node.name](x, residual)
-
-    def roialign(self, node, *levels_and_rois):
-        *levels, rois = levels_and_rois
-        return roi_align(levels, self.types[node.levels[0]], rois, node)
-
-    def upsample(self, node, x, like=None):
-        # Whole factors are copies, several times faster than interpolating float32 values.
-        height, width = x.shape[2:]
-        if like is None:
-            rows, columns = node.scale
-        else:
-            rows, columns = like.shape[2] / height, like.shape[3] / width
-        if rows != int(rows) or columns != int(columns):
-            return super().upsample(node, x, like)
-        x = x.permute(0, 2, 3, 1)[:, :, None, :, None]
-        x = x.expand(-1, -1, int(rows), -1, int(columns), -1).flatten(3, 4).flatten(1, 2)
-        return x.permute(0, 3, 1, 2)
+    def _plan(self, part: Part, shapes: tuple[torch.Size, ...], planes: frozenset[str]) -> _Planned:
+        key = part.outputs, shapes, planes, torch.get_num_threads()
+        with self._lock:
+            found = self._planned.pop(key, None)
+            if found is None:
+                planner = Planner(
+                    part.nodes,
+                    part.outputs,
+                    self.types,
+                    self._products,
+                    self._kept_flat,
+                    dict(zip(part.inputs, shapes, strict=True)),
+                    planes,
+                )
+                spans = planner.plan()
+                found = _Planned(planner.program, planner.slots, spans)
+                others = [k for k in self._planned if k[0] == part.outputs]
+                if len(others) >= MAX_SHAPES:
+                    del self._planned[others[0]]
+            self._planned[key] = found
+        return found

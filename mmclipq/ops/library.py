@@ -11,6 +11,8 @@ import torch  # before the operators, so that its OpenMP is the only one
 
 from ..errors import ClipQError
 
+ERROR_SIZE = 512
+"""Bytes for the text of an error."""
 BUILD_COMMAND = (
     'pip install onednn-devel-cpu-gomp==2023.2.0, then in the folder of mmclipq: '
     'pip install --no-build-isolation --no-deps --force-reinstall .'
@@ -29,20 +31,26 @@ def _load() -> ctypes.CDLL | str:
         if onednn.is_file():
             ctypes.CDLL(str(onednn), mode=ctypes.RTLD_GLOBAL)
         library = ctypes.CDLL(str(built[0]))
-    except OSError as error:
+        _declare(library)
+    except (OSError, AttributeError) as error:  # AttributeError: built from other sources
         return f'it does not load ({error}); run: {BUILD_COMMAND}'
+    if not library.clipq_exact_products():
+        return 'this processor has no VNNI, without which oneDNN rounds int8 weights'
+    return library
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    """Tell ctypes the functions' types."""
     pointer, text, size = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64
     library.clipq_product_create.restype = pointer
     library.clipq_product_create.argtypes = [*[pointer] * 4, text, size]
     library.clipq_product_destroy.argtypes = [pointer]
-    library.clipq_product_run.argtypes = [*[pointer] * 3, size, *[pointer] * 2, text, size]
+    library.clipq_product_compile.restype = pointer
+    library.clipq_product_compile.argtypes = [*[pointer] * 3, size, pointer, text, size]
+    library.clipq_compiled_destroy.argtypes = [pointer]
+    library.clipq_run.argtypes = [pointer, size, pointer, text, size]
+    library.clipq_peak.restype, library.clipq_peak.argtypes = size, [size]
     library.clipq_set_threads.argtypes = [ctypes.c_int32]
-    library.clipq_add.argtypes = [*[pointer] * 4, size]
-    library.clipq_max_pool.argtypes = [*[pointer] * 3, ctypes.c_int32]
-    library.clipq_roi_align.argtypes = [*[pointer] * 3, size, pointer]
-    if not library.clipq_exact_products():
-        return 'this processor has no VNNI, without which oneDNN rounds int8 weights'
-    return library
 
 
 def why_unavailable() -> str:

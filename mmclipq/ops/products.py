@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import weakref
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,11 +13,10 @@ from torch import Tensor
 from .. import fixed_point as fp
 from ..errors import ClipQError
 from ..graph import ir
-from .library import library
+from .library import ERROR_SIZE, library
+from .steps import PAIR
 
-_ERROR_SIZE = 512
 _TYPES = {torch.int8: 0, torch.uint8: 1, torch.float32: 2}
-_PAIR = ctypes.c_int64 * 2
 
 
 class _Spec(ctypes.Structure):
@@ -24,7 +24,7 @@ class _Spec(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ('channels', 'outputs', 'groups')),
-        *((name, _PAIR) for name in ('kernel', 'stride', 'padding', 'dilation')),
+        *((name, PAIR) for name in ('kernel', 'stride', 'padding', 'dilation')),
         *((name, ctypes.c_int32) for name in ('linear', 'src_type', 'dst_type', 'activation')),
         ('alpha', ctypes.c_float),
         ('has_sum', ctypes.c_int32),
@@ -34,10 +34,23 @@ class _Spec(ctypes.Structure):
     ]
 
 
+class CompiledProduct:
+    """A layer at one shape.
+
+    Attributes:
+        handle: What its step points to.
+        scratchpad: Bytes of memory that each run needs for itself.
+    """
+
+    def __init__(self, handle: int, scratchpad: int) -> None:
+        self.handle, self.scratchpad = handle, scratchpad
+        weakref.finalize(self, library().clipq_compiled_destroy, handle)
+
+
 class Product:
     """One convolution or linear layer with its weights packed for this processor.
 
-    Shapes are compiled on first use; the last 32 are kept. Several threads may call one object.
+    Several threads may use one object.
 
     Args:
         node: The layer.
@@ -45,6 +58,9 @@ class Product:
         multiplier, bias: Float32 ``(K,)`` of the epilogue.
         x_signed: Whether the input codes are int8, else uint8.
         residual_type: Type of the codes added, or None.
+
+    Attributes:
+        dtype: Of the result.
 
     Raises:
         ClipQError: if the operators cannot run here.
@@ -79,61 +95,66 @@ class Product:
         if node.activation == 'relu':
             spec.alpha = 0.0
         if isinstance(node, ir.Conv):
-            spec.kernel, spec.stride = _PAIR(*self.kernel), _PAIR(*node.stride)
-            spec.padding, spec.dilation = _PAIR(*node.padding), _PAIR(*node.dilation)
+            spec.kernel, spec.stride = PAIR(*self.kernel), PAIR(*node.stride)
+            spec.padding, spec.dilation = PAIR(*node.padding), PAIR(*node.dilation)
         if residual_type is not None:
             spec.has_sum, spec.sum_last = True, node.residual_last
             spec.sum_type = _TYPES[fp.code_dtype(residual_type.signed)]
             spec.sum_scale = math.ldexp(1.0, residual_type.step_exponent - step)
             if not node.type.is_codes:  # the buffer then holds values instead of codes
                 spec.sum_type, spec.sum_scale = _TYPES[torch.float32], 1.0
-        constants = weight.contiguous(), (multiplier * scale).contiguous(), (bias * scale)
-        error = ctypes.create_string_buffer(_ERROR_SIZE)
-        self._handle = self._library.clipq_product_create(
-            ctypes.byref(spec), *(t.data_ptr() for t in constants), error, _ERROR_SIZE
+        self._weight = weight.contiguous()  # stays, because shapes are packed from it later
+        constants = (multiplier * scale).contiguous(), (bias * scale).contiguous()
+        error = ctypes.create_string_buffer(ERROR_SIZE)
+        handle = self._library.clipq_product_create(
+            ctypes.byref(spec),
+            *(t.data_ptr() for t in (self._weight, *constants)),
+            error,
+            ERROR_SIZE,
         )
-        if not self._handle:
+        if not handle:
             raise ClipQError(f'{node.name}: {error.value.decode()}')
-        weakref.finalize(self, self._library.clipq_product_destroy, self._handle)
+        self._handle = handle
+        weakref.finalize(self, self._library.clipq_product_destroy, handle)
 
-    def result_shape(self, x: Tensor) -> tuple[int, ...]:
-        """Shape of the result for input codes ``(N, C, H, W)`` or ``(N, C)``."""
+    def result_shape(self, x: Sequence[int]) -> tuple[int, ...]:
+        """Shape of the result for input codes of shape ``(N, C, H, W)`` or ``(..., C)``.
+
+        Raises:
+            ClipQError: if the input is smaller than the kernel.
+        """
         if isinstance(self.node, ir.Linear):
-            return (*x.shape[:-1], self.outputs)
+            return (*x[:-1], self.outputs)
         sides = zip(
-            x.shape[2:], self.kernel, self.node.stride, self.node.padding, self.node.dilation,
+            x[2:], self.kernel, self.node.stride, self.node.padding, self.node.dilation,
             strict=True,
         )  # fmt: skip
-        return (len(x), self.outputs, *((n + 2 * p - d * (k - 1) - 1) // s + 1
-                                        for n, k, s, p, d in sides))  # fmt: skip
+        rows, columns = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides)
+        if rows < 1 or columns < 1:
+            raise ClipQError(
+                f'{self.node.name}: found an input of {x[2]}x{x[3]}, wanted one that its kernel '
+                'fits into; use larger images'
+            )
+        return (x[0], self.outputs, rows, columns)
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Codes, or float32 values, of the layer with channels last in memory.
+    def compile(self, shape: Sequence[int]) -> CompiledProduct:
+        """The layer for input codes of ``shape``, on as many threads as OpenMP has now.
 
-        Args:
-            x: Input codes.
-            residual: Codes to add, of the result's shape; float32 values if the result is float32.
+        Raises:
+            ClipQError: if oneDNN refuses the layer.
         """
-        shape = self.result_shape(x)
-        layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
-        x = x.contiguous(memory_format=layout)
-        if residual is None:
-            result = torch.empty(shape, dtype=self.dtype, memory_format=layout)
-        else:
-            result = torch.empty(shape, dtype=residual.dtype, memory_format=layout)
-            result = result.copy_(residual).view(self.dtype)
-        if not result.numel():
-            return result
-        rows = (-1, x.shape[-1]) if x.dim() != 4 else x.shape
-        src = (ctypes.c_int64 * 4)(*x.view(rows).shape)
-        dst = (ctypes.c_int64 * 4)(
-            *(result if x.dim() == 4 else result.view(-1, self.outputs)).shape
-        )
-        error = ctypes.create_string_buffer(_ERROR_SIZE)
-        axes = 4 if x.dim() == 4 else 2
-        done = self._library.clipq_product_run(
-            self._handle, src, dst, axes, x.data_ptr(), result.data_ptr(), error, _ERROR_SIZE
-        )
-        if not done:
+        result = self.result_shape(shape)
+        if isinstance(self.node, ir.Linear):
+            rows = torch.Size(shape[:-1]).numel()
+            shape, result = (rows, shape[-1]), (rows, self.outputs)
+        axes = len(shape)
+        kind = ctypes.c_int64 * axes
+        scratchpad = ctypes.c_int64()
+        error = ctypes.create_string_buffer(ERROR_SIZE)
+        handle = self._library.clipq_product_compile(
+            self._handle, kind(*shape), kind(*result), axes, ctypes.byref(scratchpad), error,
+            ERROR_SIZE,
+        )  # fmt: skip
+        if not handle:
             raise ClipQError(f'{self.node.name}: {error.value.decode()}')
-        return result
+        return CompiledProduct(handle, scratchpad.value)

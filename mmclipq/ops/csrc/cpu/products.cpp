@@ -5,11 +5,8 @@
 // exact, so that the epilogue is: v = acc * multiplier[c]; v += bias[c]; sum and activation in the
 // order given; round half to even and saturate. oneDNN rounds each of these steps on its own.
 
-#include <cstdint>
 #include <cstdio>
 #include <exception>
-#include <list>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -22,9 +19,6 @@ namespace {
 
 enum DataType : int32_t { kInt8 = 0, kUInt8 = 1, kFloat32 = 2 };
 enum Activation : int32_t { kIdentity = 0, kReLU = 1, kClip = 2 };
-
-// Compiled shapes that a layer keeps; the one used longest ago goes first.
-constexpr size_t kMaxShapes = 32;
 
 dnnl::engine &engine() {
   static dnnl::engine instance(dnnl::engine::kind::cpu, 0);
@@ -41,8 +35,6 @@ dnnl::memory::data_type data_type(int32_t type) {
 
 }  // namespace
 
-extern "C" {
-
 // Geometry and epilogue of one layer; a linear layer has one row and column everywhere.
 struct ClipqProduct {
   int64_t channels, outputs, groups;
@@ -57,17 +49,34 @@ struct ClipqProduct {
   int32_t sum_last;       // after the activation instead of before it
 };
 
-}  // extern "C"
+// One layer at one shape.
+struct ClipqProductStep {
+  const void *compiled;
+  ClipqPlace src, dst, scratchpad;
+};
 
 namespace {
 
 using dnnl::memory;
 using Shape = std::vector<int64_t>;
 
+// A layer at one shape, which runs on several threads at once and outlives the layer.
 struct Compiled {
   dnnl::primitive primitive;
   memory::desc src, dst, scratchpad;
   std::shared_ptr<memory> weights;
+  memory multiplier, bias;
+
+  void run(void *from, void *to, void *scratch) const {
+    thread_local dnnl::stream stream(engine());
+    primitive.execute(stream, {{DNNL_ARG_SRC, memory(src, engine(), from)},
+                               {DNNL_ARG_WEIGHTS, *weights},
+                               {DNNL_ARG_BIAS, bias},
+                               {DNNL_ARG_DST, memory(dst, engine(), to)},
+                               {DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS, multiplier},
+                               {DNNL_ARG_SCRATCHPAD, memory(scratchpad, engine(), scratch)}});
+    stream.wait();
+  }
 };
 
 class Product {
@@ -87,10 +96,8 @@ class Product {
     const auto tag = spec.linear ? memory::format_tag::nc
                      : spec.groups > 1 ? memory::format_tag::goihw
                                        : memory::format_tag::oihw;
-    plain_ = memory({weight_dims_, memory::data_type::s8, tag}, engine());
-    int64_t count = 1;
-    for (int64_t dim : weight_dims_) count *= dim;
-    std::copy(weights, weights + count, static_cast<int8_t *>(plain_.get_data_handle()));
+    plain_ = memory({weight_dims_, memory::data_type::s8, tag}, engine(),
+                    const_cast<int8_t *>(weights));
     const memory::desc row({spec.outputs}, memory::data_type::f32, memory::format_tag::x);
     multiplier_ = memory(row, engine());
     bias_ = memory(row, engine());
@@ -99,62 +106,12 @@ class Product {
     std::copy(bias, bias + spec.outputs, static_cast<float *>(bias_.get_data_handle()));
   }
 
-  void run(const Shape &src_dims, const Shape &dst_dims, const void *src, void *dst) {
-    const Compiled compiled = find(src_dims, dst_dims);
-    dnnl::stream stream(engine());
-    thread_local std::vector<char> scratch;
-    const size_t needed = compiled.scratchpad.get_size();
-    if (scratch.size() < needed + 64) scratch.resize(needed + 64);
-    auto address = reinterpret_cast<uintptr_t>(scratch.data());
-    auto *aligned = reinterpret_cast<void *>((address + 63) / 64 * 64);
-    compiled.primitive.execute(
-        stream, {{DNNL_ARG_SRC, memory(compiled.src, engine(), const_cast<void *>(src))},
-                 {DNNL_ARG_WEIGHTS, *compiled.weights},
-                 {DNNL_ARG_BIAS, bias_},
-                 {DNNL_ARG_DST, memory(compiled.dst, engine(), dst)},
-                 {DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS, multiplier_},
-                 {DNNL_ARG_SCRATCHPAD, memory(compiled.scratchpad, engine(), aligned)}});
-    stream.wait();
-  }
-
- private:
-  Compiled find(const Shape &src_dims, const Shape &dst_dims) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    auto found = compiled_.find(src_dims);
-    if (found == compiled_.end()) {
-      if (compiled_.size() >= kMaxShapes) {
-        compiled_.erase(order_.back());
-        order_.pop_back();
-      }
-      found = compiled_.emplace(src_dims, compile(src_dims, dst_dims)).first;
-    } else {
-      order_.remove(src_dims);
-    }
-    order_.push_front(src_dims);
-    return found->second;
-  }
-
-  dnnl::primitive_attr attributes() const {
-    dnnl::primitive_attr attr;
-    attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-    // One multiplier per output channel, whose axes are (group, channel) in a grouped layer.
-    attr.set_scales_mask(DNNL_ARG_WEIGHTS, spec_.groups > 1 ? 3 : 1);
-    dnnl::post_ops ops;
-    const auto sum = [&] { ops.append_sum(spec_.sum_scale, 0, data_type(spec_.sum_type)); };
-    if (spec_.has_sum && !spec_.sum_last) sum();
-    if (spec_.activation == kReLU) {
-      ops.append_eltwise(dnnl::algorithm::eltwise_relu, spec_.alpha, 0.f);
-    } else if (spec_.activation == kClip) {
-      ops.append_eltwise(dnnl::algorithm::eltwise_clip, 0.f, spec_.alpha);
-    }
-    if (spec_.has_sum && spec_.sum_last) sum();
-    attr.set_post_ops(ops);
-    return attr;
-  }
-
-  Compiled compile(const Shape &src_dims, const Shape &dst_dims) {
+  std::unique_ptr<Compiled> compile(const Shape &src_dims, const Shape &dst_dims) {
     const auto layout = spec_.linear ? memory::format_tag::nc : memory::format_tag::nhwc;
-    Compiled result;
+    auto compiled = std::make_unique<Compiled>();
+    Compiled &result = *compiled;
+    result.multiplier = multiplier_;
+    result.bias = bias_;
     result.src = memory::desc(src_dims, data_type(spec_.src_type), layout);
     result.dst = memory::desc(dst_dims, data_type(spec_.dst_type), layout);
     const memory::desc any(weight_dims_, memory::data_type::s8, memory::format_tag::any);
@@ -184,11 +141,31 @@ class Product {
       result.primitive = dnnl::convolution_forward(desc);
     }
     result.weights = pack(packed);
-    return result;
+    return compiled;
+  }
+
+ private:
+  dnnl::primitive_attr attributes() const {
+    dnnl::primitive_attr attr;
+    attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+    // One multiplier per output channel, whose axes are (group, channel) in a grouped layer.
+    attr.set_scales_mask(DNNL_ARG_WEIGHTS, spec_.groups > 1 ? 3 : 1);
+    dnnl::post_ops ops;
+    const auto sum = [&] { ops.append_sum(spec_.sum_scale, 0, data_type(spec_.sum_type)); };
+    if (spec_.has_sum && !spec_.sum_last) sum();
+    if (spec_.activation == kReLU) {
+      ops.append_eltwise(dnnl::algorithm::eltwise_relu, spec_.alpha, 0.f);
+    } else if (spec_.activation == kClip) {
+      ops.append_eltwise(dnnl::algorithm::eltwise_clip, 0.f, spec_.alpha);
+    }
+    if (spec_.has_sum && spec_.sum_last) sum();
+    attr.set_post_ops(ops);
+    return attr;
   }
 
   // Shapes usually agree on the layout of the weights, which are then packed once.
   std::shared_ptr<memory> pack(const memory::desc &layout) {
+    const std::lock_guard<std::mutex> lock(mutex_);
     for (const auto &weights : packed_) {
       if (weights->get_desc() == layout) return weights;
     }
@@ -204,20 +181,17 @@ class Product {
   Shape weight_dims_;
   memory plain_, multiplier_, bias_;
   std::mutex mutex_;
-  std::map<Shape, Compiled> compiled_;
-  std::list<Shape> order_;
   std::vector<std::shared_ptr<memory>> packed_;
 };
 
-// Runs `body`; on an exception writes its text to `error` and returns false.
-template <typename Body>
-bool guarded(char *error, int64_t size, Body body) {
+// What `make` gives, or null with the exception's text in `error`.
+template <typename Make>
+void *made(char *error, int64_t size, Make make) {
   try {
-    body();
-    return true;
+    return make();
   } catch (const std::exception &exception) {
     std::snprintf(error, static_cast<size_t>(size), "%s", exception.what());
-    return false;
+    return nullptr;
   }
 }
 
@@ -238,22 +212,32 @@ CLIPQ_API int32_t clipq_exact_products() {
   }
 }
 
+// The weights must stay where they are as long as the product is.
 CLIPQ_API void *clipq_product_create(const ClipqProduct *spec, const int8_t *weights,
-                           const float *multiplier, const float *bias, char *error,
-                           int64_t error_size) {
-  Product *product = nullptr;
-  guarded(error, error_size, [&] { product = new Product(*spec, weights, multiplier, bias); });
-  return product;
+                                     const float *multiplier, const float *bias, char *error,
+                                     int64_t error_size) {
+  return made(error, error_size, [&] { return new Product(*spec, weights, multiplier, bias); });
 }
 
 CLIPQ_API void clipq_product_destroy(void *product) { delete static_cast<Product *>(product); }
 
-// Shapes are (N, C, H, W), or (N, C) of a linear layer; the tensors lie with channels last.
-CLIPQ_API int32_t clipq_product_run(void *product, const int64_t *src_dims, const int64_t *dst_dims,
-                          int64_t axes, const void *src, void *dst, char *error,
-                          int64_t error_size) {
-  return guarded(error, error_size, [&] {
-    static_cast<Product *>(product)->run(Shape(src_dims, src_dims + axes),
-                                         Shape(dst_dims, dst_dims + axes), src, dst);
+// Shapes are (N, C, H, W), or (N, C) of a linear layer; the tensors lie with channels last. Writes
+// how many bytes of memory a run needs for itself.
+CLIPQ_API void *clipq_product_compile(void *product, const int64_t *src_dims,
+                                      const int64_t *dst_dims, int64_t axes, int64_t *scratchpad,
+                                      char *error, int64_t error_size) {
+  return made(error, error_size, [&] {
+    auto compiled = static_cast<Product *>(product)->compile(Shape(src_dims, src_dims + axes),
+                                                             Shape(dst_dims, dst_dims + axes));
+    *scratchpad = static_cast<int64_t>(compiled->scratchpad.get_size());
+    return compiled.release();
   });
+}
+
+CLIPQ_API void clipq_compiled_destroy(void *compiled) { delete static_cast<Compiled *>(compiled); }
+
+void clipq_step(const ClipqProductStep &step, const ClipqBuffers &buffers) {
+  static_cast<const Compiled *>(step.compiled)
+      ->run(buffers.at<void>(step.src), buffers.at<void>(step.dst),
+            buffers.at<void>(step.scratchpad));
 }

@@ -11,28 +11,24 @@
 
 #include "api.h"
 
-extern "C" {
-
 struct ClipqLevel {
-  const void *codes;  // (N, H, W, C)
+  ClipqPlace codes;  // (N, H, W, C)
   int64_t height, width;
   float scale;
 };
 
+// Regions (count, 5); result (count, rows, columns, channels).
 struct ClipqRoIAlign {
-  int64_t levels, channels, rows, columns;
+  ClipqPlace rois, dst;
+  const ClipqLevel *level;
+  int64_t count, levels, channels, rows, columns;
   int64_t sampling_ratio;
   int32_t aligned, src_signed, dst_signed;
   float finest_scale;
   float scale;  // step of the input codes over that of the result's
 };
 
-}  // extern "C"
-
 namespace {
-
-// One clone for each generation of vector units; the loader takes the best.
-#define CLIPQ_VECTORIZED __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
 
 struct Sample {
   int64_t low, high;
@@ -78,10 +74,9 @@ struct Axis {
 };
 
 template <typename Code>
-inline __attribute__((always_inline)) void add_sample_of(const Code *v1, const Code *v2,
-                                                         const Code *v3, const Code *v4, float w1,
-                                                         float w2, float w3, float w4, float *total,
-                                                         int64_t channels) {
+CLIPQ_INLINE void add_sample_of(const Code *v1, const Code *v2, const Code *v3, const Code *v4,
+                                float w1, float w2, float w3, float w4, float *total,
+                                int64_t channels) {
   for (int64_t c = 0; c < channels; ++c) {
     float sample = w1 * static_cast<float>(v1[c]);
     sample += w2 * static_cast<float>(v2[c]);
@@ -123,8 +118,9 @@ int64_t level_of(const float *roi, const ClipqRoIAlign &spec) {
 }
 
 template <typename Code>
-void align(const ClipqRoIAlign &spec, const ClipqLevel *levels, const float *rois, int64_t count,
-           uint8_t *result) {
+void align(const ClipqRoIAlign &spec, const ClipqBuffers &buffers) {
+  const auto *rois = buffers.at<const float>(spec.rois);
+  auto *result = buffers.at<uint8_t>(spec.dst);
   const int64_t channels = spec.channels;
   const float low = spec.dst_signed ? -128.0f : 0.0f, high = spec.dst_signed ? 127.0f : 255.0f;
 #pragma omp parallel
@@ -132,13 +128,13 @@ void align(const ClipqRoIAlign &spec, const ClipqLevel *levels, const float *roi
     Axis y, x;
     std::vector<float> total(static_cast<size_t>(channels));
 #pragma omp for schedule(dynamic, 8)
-    for (int64_t k = 0; k < count; ++k) {
+    for (int64_t k = 0; k < spec.count; ++k) {
       const float *roi = rois + 5 * k;
-      const ClipqLevel &level = levels[level_of(roi, spec)];
+      const ClipqLevel &level = spec.level[level_of(roi, spec)];
       y.place(roi[2], roi[4], spec.rows, level.height, level.scale, spec);
       x.place(roi[1], roi[3], spec.columns, level.width, level.scale, spec);
       const int64_t image = static_cast<int64_t>(roi[0]);
-      const Code *codes = static_cast<const Code *>(level.codes) +
+      const Code *codes = buffers.at<const Code>(level.codes) +
                           image * level.height * level.width * channels;
       const float samples = static_cast<float>(std::max<int64_t>(y.samples * x.samples, 1));
       uint8_t *out = result + k * spec.rows * spec.columns * channels;
@@ -168,13 +164,10 @@ void align(const ClipqRoIAlign &spec, const ClipqLevel *levels, const float *roi
 
 }  // namespace
 
-// Regions (count, 5); result (count, rows, columns, channels).
-CLIPQ_API void clipq_roi_align(const ClipqRoIAlign *spec, const ClipqLevel *levels,
-                               const float *rois, int64_t count, void *result) {
-  auto *codes = static_cast<uint8_t *>(result);
-  if (spec->src_signed) {
-    align<int8_t>(*spec, levels, rois, count, codes);
+void clipq_step(const ClipqRoIAlign &spec, const ClipqBuffers &buffers) {
+  if (spec.src_signed) {
+    align<int8_t>(spec, buffers);
   } else {
-    align<uint8_t>(*spec, levels, rois, count, codes);
+    align<uint8_t>(spec, buffers);
   }
 }

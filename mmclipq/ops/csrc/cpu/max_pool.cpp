@@ -1,0 +1,59 @@
+// Largest code of each window, with channels last.
+
+#include <algorithm>
+
+#include "api.h"
+
+struct ClipqMaxPool {
+  ClipqPlace src, dst;
+  int64_t images, height, width, channels, rows, columns, stride;
+  int64_t kernel[2], step[2], padding[2], dilation[2];
+  int32_t is_signed;
+};
+
+namespace {
+
+template <typename Code>
+CLIPQ_INLINE void largest_of(const Code *x, Code *best, int64_t count) {
+  for (int64_t c = 0; c < count; ++c) best[c] = std::max(best[c], x[c]);
+}
+
+CLIPQ_VECTORIZED void largest(const int8_t *x, int8_t *best, int64_t count) {
+  largest_of(x, best, count);
+}
+
+CLIPQ_VECTORIZED void largest(const uint8_t *x, uint8_t *best, int64_t count) {
+  largest_of(x, best, count);
+}
+
+template <typename Code>
+void max_pool(const ClipqMaxPool &s, const Code *src, Code *dst, Code smallest) {
+#pragma omp parallel for collapse(2) schedule(static)
+  for (int64_t image = 0; image < s.images; ++image) {
+    for (int64_t row = 0; row < s.rows; ++row) {
+      Code *out = dst + (image * s.rows + row) * s.columns * s.stride;
+      for (int64_t column = 0; column < s.columns; ++column, out += s.stride) {
+        std::fill(out, out + s.channels, smallest);
+        for (int64_t r = 0; r < s.kernel[0]; ++r) {
+          const int64_t y = row * s.step[0] - s.padding[0] + r * s.dilation[0];
+          if (y < 0 || y >= s.height) continue;
+          for (int64_t q = 0; q < s.kernel[1]; ++q) {
+            const int64_t x = column * s.step[1] - s.padding[1] + q * s.dilation[1];
+            if (x < 0 || x >= s.width) continue;
+            largest(src + ((image * s.height + y) * s.width + x) * s.channels, out, s.channels);
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void clipq_step(const ClipqMaxPool &spec, const ClipqBuffers &buffers) {
+  if (spec.is_signed) {
+    max_pool(spec, buffers.at<const int8_t>(spec.src), buffers.at<int8_t>(spec.dst), int8_t{-128});
+  } else {
+    max_pool(spec, buffers.at<const uint8_t>(spec.src), buffers.at<uint8_t>(spec.dst), uint8_t{0});
+  }
+}

@@ -1,0 +1,117 @@
+"""The steps of a program as C++ reads them: mirrors of the structures in ``csrc/cpu``."""
+
+from __future__ import annotations
+
+import ctypes
+
+PAIR = ctypes.c_int64 * 2
+_INT, _LONG, _FLOAT, _POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+
+
+def _fields(**types: type) -> list[tuple[str, type]]:
+    """Fields of a structure; a name may stand for several, separated by underscores twice."""
+    return [(name, kind) for names, kind in types.items() for name in names.split('__')]
+
+
+class Place(ctypes.Structure):
+    """Where a tensor starts: number of the buffer and bytes before it; -1 is no tensor."""
+
+    _fields_ = _fields(buffer__offset=_LONG)
+
+
+class Rows(ctypes.Structure):
+    """How a result lies: ``rows`` runs of ``channels`` items that start ``stride`` items apart."""
+
+    _fields_ = _fields(rows__channels__stride=_LONG)
+
+
+class ProductStep(ctypes.Structure):
+    """A convolution or linear layer at one shape."""
+
+    _fields_ = _fields(compiled=_POINTER, src__dst__scratchpad=Place)
+
+
+class Sum(ctypes.Structure):
+    """Codes of the activated sum of two code tensors, or of one alone in another range."""
+
+    _fields_ = _fields(
+        a__b__dst=Place,
+        rows=Rows,
+        a_signed__b_signed__dst_signed__activation=_INT,
+        a_step__b_step__scale__alpha=_FLOAT,
+    )
+
+
+class Quantize(ctypes.Structure):
+    """Codes of float32 values that lie as planes or with channels last."""
+
+    _fields_ = _fields(
+        src__dst=Place, rows=Rows, pixels=_LONG, planes__dst_signed=_INT, scale=_FLOAT
+    )
+
+
+class Dequantize(ctypes.Structure):
+    """Float32 values of codes."""
+
+    _fields_ = _fields(src__dst=Place, count=_LONG, src_signed=_INT, step=_FLOAT)
+
+
+class Copy(ctypes.Structure):
+    """The same codes at another place."""
+
+    _fields_ = _fields(src__dst=Place, rows=Rows)
+
+
+class MaxPool(ctypes.Structure):
+    """Largest code of each window."""
+
+    _fields_ = _fields(
+        src__dst=Place,
+        images__height__width__channels__rows__columns__stride=_LONG,
+        kernel__step__padding__dilation=PAIR,
+        is_signed=_INT,
+    )
+
+
+class Upsample(ctypes.Structure):
+    """Rows and columns of the source, by their numbers."""
+
+    _fields_ = _fields(
+        src__dst=Place,
+        images__height__width__rows__columns__channels__stride=_LONG,
+        row_of__column_of=_POINTER,
+    )
+
+
+class Flatten(ctypes.Structure):
+    """Channels last to channels first."""
+
+    _fields_ = _fields(src__dst=Place, images__pixels__channels=_LONG)
+
+
+class Level(ctypes.Structure):
+    """One level that RoIAlign reads."""
+
+    _fields_ = _fields(codes=Place, height__width=_LONG, scale=_FLOAT)
+
+
+class RoIAlign(ctypes.Structure):
+    """Averages of bilinear samples of codes in regions."""
+
+    _fields_ = _fields(
+        rois__dst=Place,
+        level=ctypes.POINTER(Level),
+        count__levels__channels__rows__columns__sampling_ratio=_LONG,
+        aligned__src_signed__dst_signed=_INT,
+        finest_scale__scale=_FLOAT,
+    )
+
+
+KINDS = (ProductStep, Sum, Quantize, Dequantize, Copy, MaxPool, Upsample, Flatten, RoIAlign)
+"""In the order of ``Kind`` in ``program.cpp``."""
+
+
+class Step(ctypes.Structure):
+    """One step of a program: its kind and its structure."""
+
+    _fields_ = _fields(kind=_LONG, step=_POINTER)
