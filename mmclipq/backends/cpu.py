@@ -19,8 +19,11 @@ from .base import register_backend
 from .cpu_plan import COMPILED, Planner, Unplannable
 from .reference import ReferenceBackend
 
-MAX_SHAPES = 32
-"""Input shapes whose programs each part of a graph keeps; the one used longest ago goes first."""
+MAX_SHAPES = 64
+"""Input shapes for which each part of a graph gets the fastest implementations and keeps them,
+because oneDNN would not free them. Every later shape is slower, with AMX several times."""
+MAX_LATER_SHAPES = 32
+"""Later shapes that are kept; the one used longest ago goes first."""
 
 Observe = Callable[[ir.Node, Any], None]
 
@@ -53,6 +56,7 @@ class _Planned:
     program: Program
     slots: dict[str, Slot]
     spans: dict[str, tuple[int, int]]
+    freed: bool
 
 
 def group(nodes: Sequence[ir.Node], in_python: set[str]) -> Iterator[tuple[bool, list[ir.Node]]]:
@@ -254,8 +258,11 @@ class CpuBackend(ReferenceBackend):
     def _plan(self, part: Part, shapes: tuple[torch.Size, ...], planes: frozenset[str]) -> _Planned:
         key = part.outputs, shapes, planes, torch.get_num_threads()
         with self._lock:
-            found = self._planned.pop(key, None)
+            found = self._planned.get(key)
             if found is None:
+                kept = [k for k in self._planned if k[0] == part.outputs]
+                later = [k for k in kept if self._planned[k].freed]
+                freed = len(kept) - len(later) >= MAX_SHAPES
                 planner = Planner(
                     part.nodes,
                     part.outputs,
@@ -264,11 +271,12 @@ class CpuBackend(ReferenceBackend):
                     self._kept_flat,
                     dict(zip(part.inputs, shapes, strict=True)),
                     planes,
+                    freed,
                 )
                 spans = planner.plan()
-                found = _Planned(planner.program, planner.slots, spans)
-                others = [k for k in self._planned if k[0] == part.outputs]
-                if len(others) >= MAX_SHAPES:
-                    del self._planned[others[0]]
-            self._planned[key] = found
+                found = _Planned(planner.program, planner.slots, spans, freed)
+                if len(later) >= MAX_LATER_SHAPES:
+                    del self._planned[later[0]]
+                self._planned[key] = found
+            self._planned.move_to_end(key)
         return found

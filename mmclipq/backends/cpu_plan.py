@@ -54,6 +54,7 @@ class Planner:
         kept_flat: Flattened tensors whose readers expect channels last.
         inputs: Shape of each tensor read from outside, in the order of the buffers.
         planes: Those of them that are float32 images ``(N, C, H, W)`` with channels first.
+        freed: Whether all of the plan's memory must be freed with it, see :meth:`Product.compile`.
     """
 
     def __init__(
@@ -65,9 +66,10 @@ class Planner:
         kept_flat: frozenset[str],
         inputs: Mapping[str, Sequence[int]],
         planes: frozenset[str],
+        freed: bool = False,
     ) -> None:
         self._nodes, self._types, self._products = nodes, types, products
-        self._kept_flat, self._planes = kept_flat, planes
+        self._kept_flat, self._planes, self._freed = kept_flat, planes, freed
         self.shapes: dict[str, tuple[int, ...]] = dict(inputs)
         for node in nodes:
             self.shapes[node.name] = tuple(getattr(self, f'_{_kind(node)}_shape')(node))
@@ -224,7 +226,7 @@ class Planner:
         self.program.add(step, {**slots, 'dst': dst})
 
     def _plan_product(self, node: ir.Product) -> None:
-        compiled = self._products[node.name].compile(self.shapes[node.x])
+        compiled = self._products[node.name].compile(self.shapes[node.x], self._freed)
         if node.residual is not None:
             self._hold_residual(node)
         slots = {'src': self.slots[node.x], 'dst': self._result(node)}

@@ -1,20 +1,94 @@
-"""What the benchmark compares: one detector's dense part in every runtime that is installed."""
+"""What the benchmark compares: one detector's dense part in every runtime that is installed.
+
+Each peer writes a file once and loads it for every setting, as somebody would who deploys it.
+"""
 
 from __future__ import annotations
 
 import importlib.util
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..backends import build_backend
-from ..graph.ir import Int8Graph
+from ..apis import Quantized, build_detector, load_int8, save_int8
+from ..graph.capture import capture
 
 Run = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The detector under comparison.
+
+    Attributes:
+        cfg: Its config.
+        stock: The float detector, in evaluation mode.
+        model: The same with clipped layers, from which ``quantized`` was made.
+        quantized: Its integer graphs.
+        image: Float32 image ``(1, C, H, W)`` that calibrates the other runtimes' int8 models: their
+            time does not depend on it.
+    """
+
+    cfg: Config
+    stock: nn.Module
+    model: nn.Module
+    quantized: Quantized
+    image: Tensor
+
+    def dense_part(self) -> nn.Module:
+        """Backbone, neck and dense head in float, with one tuple of tensors as output."""
+        return _Flat(capture(self.stock).module).eval()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is executed: float32 images ``(N, C, H, W)`` on so many threads."""
+
+    cfg: Config
+    images: Tensor
+    threads: int
+
+    def __str__(self) -> str:
+        return f'{_number(self.threads, "thread")}, batch {len(self.images)}'
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One row of the benchmark.
+
+    Attributes:
+        packages: What must be installed.
+        save: Writes the runtime's file into a folder and returns its path; files that are there
+            already may be used.
+        load: From the file to what executes the dense part once.
+        compiles: Whether loading compiles for minutes, which is left out of the start's time.
+    """
+
+    packages: tuple[str, ...]
+    save: Callable[[Subject, Path], Path]
+    load: Callable[[Setting, Path], Run]
+    compiles: bool = False
+
+    @property
+    def missing(self) -> str:
+        """Why the peer cannot run; empty if it can."""
+        absent = [name for name in self.packages if importlib.util.find_spec(name) is None]
+        return f'not installed: {", ".join(absent)}' if absent else ''
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a peer's file, with OpenVINO's weights beside it."""
+    weights = path.with_suffix('.bin')
+    return path.stat().st_size + (weights.stat().st_size if path.suffix == '.xml' else 0)
+
+
+def _number(count: int, noun: str) -> str:
+    return f'{count} {noun}{"s" * (count != 1)}'
 
 
 class _Flat(nn.Module):
@@ -32,116 +106,134 @@ def _leaves(tree: Any) -> Iterator[Tensor]:
     if isinstance(tree, Tensor):
         yield tree
     else:
-        for item in tree.values() if isinstance(tree, dict) else tree:
+        for item in tree.values() if isinstance(tree, Mapping) else tree:
             yield from _leaves(item)
 
 
-def _missing(*packages: str) -> str:
-    absent = [name for name in packages if importlib.util.find_spec(name) is None]
-    return f'not installed: {", ".join(absent)}' if absent else ''
+def _save_state(subject: Subject, folder: Path) -> Path:
+    path = folder / 'float.pth'
+    if not path.exists():
+        torch.save(subject.stock.state_dict(), path)
+    return path
 
 
-class Peers:
-    """Runs of the dense part of a float detector, and of its integer graph.
+def _load_module(setting: Setting, path: Path) -> nn.Module:
+    stock = build_detector(setting.cfg.model).eval()
+    stock.load_state_dict(torch.load(path, weights_only=True))
+    return capture(stock).module
 
-    Noise calibrates the other runtimes' int8 models: their time does not depend on it.
 
-    Args:
-        module: The dense part without clipped layers, in evaluation mode.
-        graph: The integer graph made from it.
-        islands: The detector, for the graph's float steps.
-        image: Float32 images ``(N, C, H, W)``.
-    """
+def _load_eager(setting: Setting, path: Path) -> Run:
+    module = _load_module(setting, path)
+    return lambda: module(setting.images)
 
-    def __init__(
-        self, module: nn.Module, graph: Int8Graph, islands: nn.Module, image: Tensor
-    ) -> None:
-        self.module, self.graph, self.islands = _Flat(module).eval(), graph, islands
-        self.image = image
-        self._folder = tempfile.TemporaryDirectory()
 
-    @property
-    def all(self) -> dict[str, tuple[str, Callable[[], Run]]]:
-        """By name: why the peer cannot run (empty if it can), and what prepares its run."""
-        onnx = 'onnx', 'onnxruntime'
-        return {
-            'torch': ('', self._eager),
-            'torch.compile': ('', self._compiled),
-            'onnxruntime': (_missing(*onnx), lambda: self._onnxruntime(self._onnx())),
-            'openvino': (_missing('openvino'), lambda: self._openvino(self._converted())),
-            'onnxruntime int8': (_missing(*onnx), self._onnxruntime_int8),
-            'openvino int8': (_missing('openvino', 'nncf'), self._openvino_int8),
-            'mmclipq': ('', self._ours),
-        }
+def _load_compiled(setting: Setting, path: Path) -> Run:
+    torch._inductor.config.freezing = True
+    compiled = torch.compile(_load_module(setting, path), dynamic=False)
+    return lambda: compiled(setting.images)
 
-    def _eager(self) -> Run:
-        return lambda: self.module(self.image)
 
-    def _compiled(self) -> Run:
-        torch._inductor.config.freezing = True
-        compiled = torch.compile(self.module)
-        return lambda: compiled(self.image)
+def _save_onnx(subject: Subject, folder: Path) -> Path:
+    path = folder / 'float.onnx'
+    if not path.exists():
+        torch.onnx.export(
+            subject.dense_part(), (subject.image,), str(path), input_names=['image'],
+            dynamic_axes={'image': {0: 'batch'}}, dynamo=False, opset_version=17,
+        )  # fmt: skip
+    return path
 
-    def _ours(self) -> Run:
-        backend = build_backend('auto', self.graph, self.islands)
-        return lambda: backend.run(self.image)
 
-    def _onnx(self) -> Path:
-        path = Path(self._folder.name) / 'float.onnx'
-        if not path.exists():
-            torch.onnx.export(
-                self.module, (self.image,), str(path), input_names=['image'], dynamo=False,
-                opset_version=17,
-            )  # fmt: skip
-        return path
+def _save_onnx_int8(subject: Subject, folder: Path) -> Path:
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    def _onnxruntime(self, path: Path) -> Run:
-        import onnxruntime
+    images = iter([{'image': subject.image.numpy()}])
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = onnxruntime.InferenceSession(str(path), options, ['CPUExecutionProvider'])
-        feed = {'image': self.image.numpy()}
-        return lambda: session.run(None, feed)
+    class Reader(CalibrationDataReader):
+        def get_next(self):
+            return next(images, None)
 
-    def _onnxruntime_int8(self) -> Run:
-        from onnxruntime.quantization import CalibrationDataReader, quantize_static
-        from onnxruntime.quantization.shape_inference import quant_pre_process
+    ready, path = folder / 'ready.onnx', folder / 'int8.onnx'
+    # The symbolic shapes of a dynamic batch stop ONNX Runtime's own inference.
+    quant_pre_process(str(_save_onnx(subject, folder)), str(ready), skip_symbolic_shape=True)
+    quantize_static(str(ready), str(path), Reader(), per_channel=True)
+    return path
 
-        images = iter([{'image': self.image.numpy()}])
 
-        class Reader(CalibrationDataReader):
-            def get_next(self):
-                return next(images, None)
+def _load_onnxruntime(setting: Setting, path: Path) -> Run:
+    import onnxruntime
 
-        folder = Path(self._folder.name)
-        quant_pre_process(str(self._onnx()), str(folder / 'ready.onnx'))
-        quantize_static(
-            str(folder / 'ready.onnx'), str(folder / 'int8.onnx'), Reader(), per_channel=True
-        )
-        return self._onnxruntime(folder / 'int8.onnx')
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = setting.threads
+    options.add_free_dimension_override_by_name('batch', len(setting.images))
+    session = onnxruntime.InferenceSession(str(path), options, ['CPUExecutionProvider'])
+    feed = {'image': setting.images.numpy()}
+    return lambda: session.run(None, feed)
 
-    def _converted(self) -> Any:
-        import openvino
 
-        model = openvino.convert_model(self.module, example_input=self.image)
-        model.reshape(list(self.image.shape))
-        return model
+def _converted(subject: Subject) -> Any:
+    import openvino
 
-    def _openvino(self, model: Any) -> Run:
-        import openvino
+    model = openvino.convert_model(subject.dense_part(), example_input=subject.image)
+    model.reshape([-1, *subject.image.shape[1:]])
+    return model
 
-        options = {
-            'INFERENCE_NUM_THREADS': torch.get_num_threads(),
-            'PERFORMANCE_HINT': 'LATENCY',
-            'INFERENCE_PRECISION_HINT': 'f32',
-        }
-        request = openvino.compile_model(model, 'CPU', options).create_infer_request()
-        feed = [self.image.numpy()]
-        return lambda: request.infer(feed, share_inputs=True, share_outputs=True)
 
-    def _openvino_int8(self) -> Run:
-        import nncf
+def _save_openvino(subject: Subject, folder: Path) -> Path:
+    import openvino
 
-        data = nncf.Dataset([self.image.numpy()])
-        return self._openvino(nncf.quantize(self._converted(), data, subset_size=1))
+    path = folder / 'float.xml'
+    openvino.save_model(_converted(subject), path, compress_to_fp16=False)
+    return path
+
+
+def _save_openvino_int8(subject: Subject, folder: Path) -> Path:
+    import nncf
+    import openvino
+
+    path = folder / 'int8.xml'
+    data = nncf.Dataset([subject.image.numpy()])
+    model = nncf.quantize(_converted(subject), data, subset_size=1)
+    openvino.save_model(model, path, compress_to_fp16=False)
+    return path
+
+
+def _load_openvino(setting: Setting, path: Path) -> Run:
+    import openvino
+
+    options = {
+        'INFERENCE_NUM_THREADS': setting.threads,
+        'PERFORMANCE_HINT': 'LATENCY',
+        'INFERENCE_PRECISION_HINT': 'f32',
+    }
+    core = openvino.Core()
+    model = core.read_model(path)
+    model.reshape(list(setting.images.shape))
+    request = core.compile_model(model, 'CPU', options).create_infer_request()
+    feed = [setting.images.numpy()]
+    return lambda: request.infer(feed, share_inputs=True, share_outputs=True)
+
+
+def _save_ours(subject: Subject, folder: Path) -> Path:
+    path = folder / 'int8.clipq'
+    save_int8(path, subject.model, subject.quantized, subject.cfg, {})
+    return path
+
+
+def _load_ours(setting: Setting, path: Path) -> Run:
+    backend = load_int8(path).int8_backend
+    return lambda: backend.run(setting.images)
+
+
+_ORT, _OV = ('onnx', 'onnxruntime'), ('openvino',)
+PEERS: dict[str, Peer] = {
+    'torch': Peer((), _save_state, _load_eager),
+    'torch.compile': Peer((), _save_state, _load_compiled, compiles=True),
+    'onnxruntime': Peer(_ORT, _save_onnx, _load_onnxruntime),
+    'openvino': Peer(_OV, _save_openvino, _load_openvino),
+    'onnxruntime int8': Peer(_ORT, _save_onnx_int8, _load_onnxruntime),
+    'openvino int8': Peer((*_OV, 'nncf'), _save_openvino_int8, _load_openvino),
+    'mmclipq': Peer((), _save_ours, _load_ours),
+}
+"""Rows by name; ratios are to the first."""

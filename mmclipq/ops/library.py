@@ -46,7 +46,9 @@ def _declare(library: ctypes.CDLL) -> None:
     library.clipq_product_create.argtypes = [*[pointer] * 4, text, size]
     library.clipq_product_destroy.argtypes = [pointer]
     library.clipq_product_compile.restype = pointer
-    library.clipq_product_compile.argtypes = [*[pointer] * 3, size, pointer, text, size]
+    library.clipq_product_compile.argtypes = [
+        *[pointer] * 3, size, ctypes.c_int32, pointer, text, size
+    ]  # fmt: skip
     library.clipq_compiled_destroy.argtypes = [pointer]
     library.clipq_run.argtypes = [pointer, size, pointer, text, size]
     library.clipq_peak.restype, library.clipq_peak.argtypes = size, [size]

@@ -137,8 +137,13 @@ class Product:
             )
         return (x[0], self.outputs, rows, columns)
 
-    def compile(self, shape: Sequence[int]) -> CompiledProduct:
+    def compile(self, shape: Sequence[int], freed: bool = False) -> CompiledProduct:
         """The layer for input codes of ``shape``, on as many threads as OpenMP has now.
+
+        Args:
+            shape: ``(N, C, H, W)``, or ``(..., C)`` of a linear layer.
+            freed: Whether all memory must be freed with the result. oneDNN 3.2 keeps the code of
+                its fastest implementations, up to 1 MB each, until the process ends.
 
         Raises:
             ClipQError: if oneDNN refuses the layer.
@@ -152,8 +157,8 @@ class Product:
         scratchpad = ctypes.c_int64()
         error = ctypes.create_string_buffer(ERROR_SIZE)
         handle = self._library.clipq_product_compile(
-            self._handle, kind(*shape), kind(*result), axes, ctypes.byref(scratchpad), error,
-            ERROR_SIZE,
+            self._handle, kind(*shape), kind(*result), axes, freed, ctypes.byref(scratchpad),
+            error, ERROR_SIZE,
         )  # fmt: skip
         if not handle:
             raise ClipQError(f'{self.node.name}: {error.value.decode()}')

@@ -217,17 +217,26 @@ def test_interrupted_quantize_leaves_nothing(trained, environment, digits_root, 
 
 
 def test_benchmark_times_what_is_installed(run, tmp_path):
-    out = tmp_path / 'figures.json'
-    options = ['--shape', '64', '64', '--rounds', '1', '--peers', 'torch,mmclipq', '--json', out]
+    out, chart = tmp_path / 'out' / 'figures.json', tmp_path / 'out' / 'bars.png'
+    options = ['--shape', '64', '64', '--rounds', '1', '--peers', 'torch,mmclipq', '--batch', '1,2']
+    options += ['--threads', '1', '--json', out, '--chart', chart]
     done = run('benchmark.py', CONFIG, *options)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [line.split('|')[1].strip() for line in done.stdout.splitlines() if line[:1] == '|']
-    head = ['dense part', '---', 'torch', 'mmclipq']
-    assert rows == head + ['image tensor to boxes', *head[1:]]
+    both = ['---', 'torch', 'mmclipq']
+    first = rows.index('image tensor to boxes, 1 thread, batch 1')
+    assert rows[:first] == ['start', *both, 'dense part, 1 thread, batch 1', *both]
+    assert rows[-4:] == ['dense part, 1 thread, batch 2', *both]
     figures = json.loads(out.read_text())
-    assert [row['name'] for row in figures['dense']] == ['torch', 'mmclipq']
-    assert all(0 < row['least'] <= row['median'] <= row['largest'] for row in figures['dense'])
+    assert [(d['threads'], d['batch']) for d in figures['dense']] == [(1, 1), (1, 2)]
+    for row in [row for part in (*figures['dense'], *figures['whole']) for row in part['rows']]:
+        assert 0 < row['least'] <= row['median'] <= row['largest']
     assert figures['giga_operations'] > 0
+    assert {s['name']: s['file'] > 10**6 for s in figures['starts']} == dict.fromkeys(
+        both[1:], True
+    )
+    assert all(s['memory'] > s['file'] for s in figures['starts'])
+    assert chart.read_bytes()[1:4] == b'PNG'
 
 
 def test_benchmark_names_the_peers_it_knows(run):

@@ -9,6 +9,7 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include <dnnl.hpp>
@@ -79,6 +80,23 @@ struct Compiled {
   }
 };
 
+// oneDNN 3.2 keeps the code that it generates for its brgemm implementations, and for AMX on 1x1
+// kernels, for ever; jit_1x1 on AMX also writes beyond the result's end at some shapes. Of the
+// others that can do the same, takes the first; they are slower.
+template <typename Description>
+void take_freed(Description &description, bool is_1x1) {
+  Description other(description);
+  do {
+    const std::string name = other.impl_info_str();
+    const bool is_kept = name.rfind("brg", 0) == 0;
+    const bool is_amx = name.find("amx") != std::string::npos;
+    if (!is_kept && !(is_amx && is_1x1)) {
+      description = other;
+      return;
+    }
+  } while (other.next_impl());
+}
+
 class Product {
  public:
   Product(const ClipqProduct &spec, const int8_t *weights, const float *multiplier,
@@ -106,7 +124,7 @@ class Product {
     std::copy(bias, bias + spec.outputs, static_cast<float *>(bias_.get_data_handle()));
   }
 
-  std::unique_ptr<Compiled> compile(const Shape &src_dims, const Shape &dst_dims) {
+  std::unique_ptr<Compiled> compile(const Shape &src_dims, const Shape &dst_dims, bool freed) {
     const auto layout = spec_.linear ? memory::format_tag::nc : memory::format_tag::nhwc;
     auto compiled = std::make_unique<Compiled>();
     Compiled &result = *compiled;
@@ -121,6 +139,7 @@ class Product {
     if (spec_.linear) {
       dnnl::inner_product_forward::primitive_desc desc(engine(), kind, result.src, any, bias,
                                                        result.dst, attributes());
+      if (freed) take_freed(desc, true);
       packed = desc.weights_desc();
       result.scratchpad = desc.scratchpad_desc();
       result.primitive = dnnl::inner_product_forward(desc);
@@ -136,6 +155,7 @@ class Product {
       dnnl::convolution_forward::primitive_desc desc(
           engine(), kind, dnnl::algorithm::convolution_direct, result.src, any, bias, result.dst,
           stride, dilation, before, after, attributes());
+      if (freed) take_freed(desc, s.kernel[0] == 1 && s.kernel[1] == 1);
       packed = desc.weights_desc();
       result.scratchpad = desc.scratchpad_desc();
       result.primitive = dnnl::convolution_forward(desc);
@@ -222,13 +242,15 @@ CLIPQ_API void *clipq_product_create(const ClipqProduct *spec, const int8_t *wei
 CLIPQ_API void clipq_product_destroy(void *product) { delete static_cast<Product *>(product); }
 
 // Shapes are (N, C, H, W), or (N, C) of a linear layer; the tensors lie with channels last. Writes
-// how many bytes of memory a run needs for itself.
+// how many bytes of memory a run needs for itself. `freed`: with an implementation whose memory is
+// freed with the result.
 CLIPQ_API void *clipq_product_compile(void *product, const int64_t *src_dims,
-                                      const int64_t *dst_dims, int64_t axes, int64_t *scratchpad,
-                                      char *error, int64_t error_size) {
+                                      const int64_t *dst_dims, int64_t axes, int32_t freed,
+                                      int64_t *scratchpad, char *error, int64_t error_size) {
   return made(error, error_size, [&] {
     auto compiled = static_cast<Product *>(product)->compile(Shape(src_dims, src_dims + axes),
-                                                             Shape(dst_dims, dst_dims + axes));
+                                                             Shape(dst_dims, dst_dims + axes),
+                                                             freed != 0);
     *scratchpad = static_cast<int64_t>(compiled->scratchpad.get_size());
     return compiled.release();
   });
