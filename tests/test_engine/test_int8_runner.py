@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 
 from mmclipq.apis import build_detector, load_int8
 from mmclipq.apis.export import export_checkpoint
-from mmclipq.backends import BACKENDS
+from mmclipq.backends.base import backend_class
 from mmclipq.detector import Int8Detector
 from mmclipq.errors import ClipQError
 
@@ -147,7 +147,7 @@ def test_test_time_augmentation_wraps_the_integer_detector(
     test_config.model = ConfigDict(type='DetTTAModel', tta_cfg=tta, module=test_config.model)
     test_config.test_dataloader.dataset.pipeline = TTA_PIPELINE
     calls = []
-    backend = BACKENDS['reference']
+    backend = backend_class('auto')
     run_graph = backend.run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
