@@ -1,10 +1,12 @@
 """Python entry points: quantize a detector, write and read ``.clipq`` files."""
 
 from .detectors import build_detector, load_float_checkpoint
+from .inferencer import Int8Inferencer
 from .int8_file import load_int8, save_int8
 from .quantize import Quantized, quantize
 
 __all__ = [
+    'Int8Inferencer',
     'Quantized',
     'build_detector',
     'load_float_checkpoint',

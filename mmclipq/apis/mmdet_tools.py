@@ -19,7 +19,8 @@ def one_sentence_errors() -> Iterator[None]:
     except ClipQError as error:
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:
-        sys.exit('interrupted; nothing half-written was left')
+        print('interrupted; nothing half-written was left', file=sys.stderr)
+        sys.exit(130)
 
 
 def check_file(path: str, wanted: str) -> None:

@@ -1,0 +1,235 @@
+"""Detection on images, folders, arrays and videos with an int8 file."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mmengine
+import numpy as np
+from mmdet.apis import DetInferencer
+from mmdet.visualization import DetLocalVisualizer
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import init_default_scope
+from tqdm import tqdm
+
+from ..errors import ClipQError
+from .calibration_data import IMAGE_SUFFIXES
+from .int8_file import load_int8
+
+VIDEO_CODECS = {'.mp4': 'mp4v', '.avi': 'MJPG'}
+"""Videos that are read and written, by the file's suffix."""
+
+_NO_TEXTS = 'texts', 'stuff_texts', 'custom_entities', 'tokens_positive'
+
+
+class Int8Inferencer(DetInferencer):
+    """MMDetection's ``DetInferencer`` for a ``.clipq`` file, called in the same way.
+
+    ``inferencer(inputs, batch_size=1, return_vis=False, no_save_vis=False, pred_score_thr=0.3,
+    no_save_pred=True, out_dir='', ...)`` takes a path, a folder, an array ``(H, W, 3)`` uint8 in
+    BGR, or a list of them, and returns ``{'predictions': [...], 'visualization': [...]}`` with
+    labels, scores and boxes ``(x1, y1, x2, y2)`` in pixels of each image. The path of a video gives
+    one prediction for each frame, and with ``out_dir`` a video with boxes in ``vis`` and one JSON
+    file in ``preds``; its frames are never held in memory together.
+
+    Args:
+        path: The file; it carries model, test pipeline and class names.
+        backend: Name of the backend, or ``'auto'``.
+        device: Where everything runs.
+        palette: Colours of the boxes; by default those of the file, or random ones.
+        show_progress: Whether to show a progress bar.
+
+    Raises:
+        ClipQError: if the file cannot be read or holds no test pipeline.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        backend: str = 'auto',
+        device: str = 'cpu',
+        palette: str = 'none',
+        show_progress: bool = True,
+    ) -> None:
+        # The parent's constructor builds a model from a config and a checkpoint.
+        init_default_scope('mmdet')
+        self.num_visualized_imgs = self.num_predicted_imgs = 0
+        self.palette, self.show_progress, self.scope = palette, show_progress, 'mmdet'
+        if not Path(path).is_file():
+            raise ClipQError(f'{path}: found no file, wanted a .clipq file')
+        self.model = load_int8(path, device, backend)
+        self.cfg = self.model.cfg
+        colours = self.model.dataset_meta.get('palette', 'random')
+        self.model.dataset_meta['palette'] = colours if palette == 'none' else palette
+        self.pipeline = self._read_pipeline(path)
+        self.collate_fn = pseudo_collate
+        self.visualizer = DetLocalVisualizer()
+        self.visualizer.dataset_meta = self.model.dataset_meta
+
+    def _read_pipeline(self, path: str | os.PathLike) -> Compose:
+        """The file's test pipeline for a path or an array, without annotations."""
+        steps = copy.deepcopy(self.cfg.test_dataloader.dataset.pipeline)
+        steps = [step for step in steps if 'LoadAnnotations' not in str(step['type'])]
+        loaders = [i for i, s in enumerate(steps) if 'LoadImageFromFile' in str(s['type'])]
+        if not loaders:
+            raise ClipQError(
+                f'{path}: found no test pipeline that reads a file, wanted one; export it again '
+                'with a config that has a plain test_dataloader'
+            )
+        steps[loaders[0]]['type'] = 'mmdet.InferencerLoader'
+        for step in steps:
+            if 'meta_keys' in step:
+                absent = ('img_id', 'instances')
+                step['meta_keys'] = tuple(k for k in step['meta_keys'] if k not in absent)
+        return Compose(steps)
+
+    def __call__(self, inputs: Any, batch_size: int = 1, **options: Any) -> dict[str, list]:
+        """Predictions, and pictures if wanted; the options are those of ``DetInferencer``.
+
+        Raises:
+            ClipQError: if an input does not exist or is no readable image or video, or several
+                results would get the same file name.
+        """
+        if batch_size < 1:
+            raise ClipQError(f'batch size: found {batch_size}, wanted at least 1')
+        if unknown := [name for name in _NO_TEXTS if options.get(name)]:
+            raise ClipQError(f'found {unknown[0]}, wanted images alone: no int8 detector reads it')
+        if isinstance(inputs, os.PathLike):
+            inputs = os.fspath(inputs)
+        if isinstance(inputs, str) and Path(inputs).suffix.lower() in VIDEO_CODECS:
+            return self._video(Path(inputs), batch_size, **options)
+        inputs = self._inputs_to_list(inputs)
+        if options.get('out_dir'):
+            _check_names(inputs)
+        return super().__call__(inputs, batch_size, **options)
+
+    def _inputs_to_list(self, inputs: Any) -> list[str | np.ndarray]:
+        if not isinstance(inputs, (list, tuple)):
+            inputs = [inputs]
+        found: list[str | np.ndarray] = []
+        for item in inputs:
+            if isinstance(item, np.ndarray):
+                if item.ndim != 3 or item.shape[2] != 3 or item.dtype != np.uint8:
+                    raise ClipQError(
+                        f'found an array {item.shape} of {item.dtype}, wanted (H, W, 3) of uint8'
+                    )
+                found.append(item)
+                continue
+            path = Path(item)
+            if path.is_dir():
+                files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+                if not files:
+                    suffixes = ', '.join(sorted(IMAGE_SUFFIXES))
+                    raise ClipQError(f'{path}: found no image, wanted {suffixes}')
+                found += map(str, files)
+            elif path.is_file():
+                found.append(str(path))
+            else:
+                raise ClipQError(f'{path}: found no file, wanted an image, a folder or a video')
+        return found
+
+    def _get_chunk_data(self, inputs: Sequence[Any], chunk_size: int) -> Iterator[list]:
+        for first in range(0, len(inputs), chunk_size):
+            yield [(item, self._read(item)) for item in inputs[first : first + chunk_size]]
+
+    def _read(self, item: str | np.ndarray) -> dict[str, Any]:
+        # OpenCV gives no image, and mmcv an empty one, for what is none.
+        if isinstance(item, str) and cv2.imread(item) is None:
+            raise ClipQError(f'{item}: found no readable image, wanted one OpenCV can decode')
+        return self.pipeline(item)
+
+    def visualize(self, inputs: Sequence[Any], preds: Sequence[Any], **options: Any) -> Any:
+        # The parent draws on RGB, and turns the colours of files alone.
+        inputs = [x[:, :, ::-1] if isinstance(x, np.ndarray) else x for x in inputs]
+        return super().visualize(inputs, preds, **options)
+
+    def _video(
+        self,
+        path: Path,
+        batch_size: int,
+        out_dir: str = '',
+        no_save_vis: bool = False,
+        no_save_pred: bool = True,
+        pred_score_thr: float = 0.3,
+        draw_pred: bool = True,
+        print_result: bool = False,
+        **options: Any,
+    ) -> dict[str, list]:
+        if unknown := [name for name, value in options.items() if value]:
+            raise ClipQError(f'{path}: found {unknown[0]} with a video, wanted out_dir instead')
+        if not path.is_file():
+            raise ClipQError(f'{path}: found no file, wanted an image, a folder or a video')
+        capture = cv2.VideoCapture(str(path))
+        size = tuple(int(capture.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH,
+                                                    cv2.CAP_PROP_FRAME_HEIGHT))  # fmt: skip
+        if not capture.isOpened() or min(size) < 1:
+            raise ClipQError(f'{path}: found no readable video, wanted one OpenCV can decode')
+        picture, part, writer = None, None, None
+        if out_dir and not no_save_vis:
+            picture = Path(out_dir) / 'vis' / path.name
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            part = picture.with_name(f'.part-{path.name}')
+            codec = cv2.VideoWriter_fourcc(*VIDEO_CODECS[path.suffix.lower()])
+            rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
+            writer = cv2.VideoWriter(str(part), codec, rate, size)
+        results: list[dict[str, Any]] = []
+        drawing = dict(return_vis=True, pred_score_thr=pred_score_thr, draw_pred=draw_pred)
+        try:
+            for frames in tqdm(
+                _batches(capture, batch_size),
+                desc='frames',
+                total=-(-int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) // batch_size) or None,
+                unit='batch',
+                disable=not self.show_progress,
+            ):
+                data = self.collate_fn([self.pipeline(frame) for frame in frames])
+                preds = self.forward(data)
+                results += [self.pred2dict(pred) for pred in preds]
+                if writer is not None:
+                    for drawn in self.visualize(frames, preds, **drawing):
+                        writer.write(np.ascontiguousarray(drawn[:, :, ::-1]))
+            if not results:
+                raise ClipQError(f'{path}: found a video without frames, wanted some')
+            if writer is not None:
+                writer.release()
+                part.replace(picture)
+        finally:
+            capture.release()
+            if writer is not None:
+                writer.release()
+                part.unlink(missing_ok=True)
+        if out_dir and not no_save_pred:
+            mmengine.dump(results, str(Path(out_dir) / 'preds' / f'{path.stem}.json'))
+        if print_result:
+            print({'predictions': results})
+        return {'predictions': results, 'visualization': []}
+
+
+def _batches(capture: Any, size: int) -> Iterator[list[np.ndarray]]:
+    """Frames of a video, BGR, ``size`` at a time."""
+    frames = []
+    while True:
+        there, frame = capture.read()
+        if there:
+            frames.append(frame)
+        if frames and (len(frames) == size or not there):
+            yield frames
+            frames = []
+        if not there:
+            return
+
+
+def _check_names(inputs: Sequence[Any]) -> None:
+    """Return if results get file names of their own: they take the images' without suffix."""
+    seen: dict[str, str] = {}
+    for item in inputs:
+        if isinstance(item, str) and seen.setdefault(Path(item).stem, item) != item:
+            raise ClipQError(
+                f'{item}: found another image called {seen[Path(item).stem]}, wanted different '
+                'names for the results in out_dir; give each its own out_dir'
+            )

@@ -1,0 +1,52 @@
+#!/usr/bin/env python
+"""Detect objects on images, folders or videos with an int8 file; pictures and JSON come out."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mmclipq.apis.mmdet_tools import check_file, one_sentence_errors
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('file', help='.clipq file')
+    parser.add_argument('input', nargs='+', help='images, folders of images, or one video')
+    parser.add_argument('--out', default='outputs', help='folder (default: outputs)')
+    parser.add_argument('--backend', default='auto', help='auto, cpu or reference')
+    parser.add_argument('--device', default='cpu', help='(default: cpu)')
+    parser.add_argument(
+        '--score-thr', type=float, default=0.3, help='lowest score that is drawn (default: 0.3)'
+    )
+    parser.add_argument('--batch-size', type=int, default=1, help='(default: 1)')
+    parser.add_argument('--no-pictures', action='store_true', help='write JSON alone')
+    parser.add_argument('--no-json', action='store_true', help='write pictures alone')
+    args = parser.parse_args(arguments)
+    check_file(args.file, 'a .clipq file')
+
+    from mmclipq.apis import Int8Inferencer
+
+    inferencer = Int8Inferencer(args.file, args.backend, args.device)
+    results = inferencer(
+        args.input[0] if len(args.input) == 1 else args.input,
+        args.batch_size,
+        pred_score_thr=args.score_thr,
+        no_save_vis=args.no_pictures,
+        no_save_pred=args.no_json,
+        out_dir=args.out,
+    )['predictions']
+    drawn = sum(score >= args.score_thr for result in results for score in result['scores'])
+    places = [
+        str(Path(args.out) / name)
+        for name, absent in (('vis', args.no_pictures), ('preds', args.no_json))
+        if not absent
+    ]
+    print(
+        f'{len(results)} images, {drawn} objects with a score of {args.score_thr} or more'
+        + (f'; see {" and ".join(places)}' if places else '')
+    )
+
+
+if __name__ == '__main__':
+    with one_sentence_errors():
+        main(sys.argv[1:])
