@@ -81,6 +81,7 @@ setup(
     python_requires='>=3.10',
     extras_require={
         'cpu': ['onednn-cpu-gomp==2023.2.0'],
+        'export': ['onnx==1.23.2', 'onnxruntime==1.32.0', 'openvino==2026.4.1'],
         'bench': ['nncf==3.4.0', 'onnx', 'onnxruntime==1.32.0', 'openvino==2026.4.1'],
     },
     install_requires=[

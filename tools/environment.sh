@@ -49,7 +49,7 @@ install() {
         --no-build-isolation -r requirements/runtime.txt 2>&1 |
         grep --line-buffered -v -E '^(Requirement already|Collecting|  (Downloading|Using cached))'
     say 'Installing mmclipq and the test tools'
-    .venv/bin/python -m pip install --quiet -r requirements/dev.txt
+    .venv/bin/python -m pip install --quiet -r requirements/dev.txt -r requirements/export.txt
     .venv/bin/python -m pip install --quiet --no-build-isolation --no-deps --editable .
     .venv/bin/python -W ignore -c 'import mmcv.ops, mmclipq'
 }

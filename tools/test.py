@@ -17,7 +17,9 @@ def main(arguments: list[str]) -> None:
         description=__doc__, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--int8', action='store_true', help='evaluate integer execution')
-    parser.add_argument('--backend', default='auto', help='auto, cpu, reference or simulated')
+    parser.add_argument(
+        '--backend', default='auto', help='auto, cpu, reference, simulated, onnxruntime or openvino'
+    )
     parser.add_argument('--calib-images', type=int, help='images to calibrate a float checkpoint')
     options, rest = parser.parse_known_args(arguments)
     if '-h' in rest or '--help' in rest:

@@ -1,0 +1,135 @@
+"""Writes a ``.clipq`` file's detector in the formats of other runtimes."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..errors import ClipQError
+from ..exporters.builder import DEFAULT_IR, DEFAULT_OPSET, check_versions
+from ..exporters.end2end import end2end_model
+from ..exporters.metadata import metadata
+from ..exporters.onnx_file import graph_model
+from ..exporters.openvino_ir import ir_bytes
+from ..exporters.packages import missing
+from ..exporters.qdq import PLACEMENTS
+from ..exporters.table import c_header, multiplier_error, table
+from ..graph.artifact import load_artifact, write_atomically
+from .int8_file import load_int8
+
+FORMATS = {'onnx': '.onnx', 'openvino': '.xml', 'table': '.json'}
+
+
+@dataclass
+class ExportOptions:
+    """How to write.
+
+    Attributes:
+        format: A key of :data:`FORMATS`.
+        opset: Version of ONNX's operator set.
+        ir_version: Version of ONNX's file format.
+        placement: Where QuantizeLinear stands.
+        end2end: Decoding and NMS inside.
+        score_thr: Lowest score, by default the config's.
+        iou_thr: IoU of suppression, by default the config's.
+    """
+
+    format: str = 'onnx'
+    opset: int = DEFAULT_OPSET
+    ir_version: int = DEFAULT_IR
+    placement: str = PLACEMENTS[0]
+    end2end: bool = False
+    score_thr: float | None = None
+    iou_thr: float | None = None
+
+
+def _check(out: Path, options: ExportOptions) -> None:
+    if options.format not in FORMATS:
+        raise ClipQError(f'found format {options.format!r}, wanted one of {sorted(FORMATS)}')
+    wanted = FORMATS[options.format]
+    if out.suffix != wanted:
+        raise ClipQError(f'{out}: found another ending, wanted an output file named *{wanted}')
+    given = options.score_thr is not None or options.iou_thr is not None
+    if given and not options.end2end:
+        raise ClipQError('found --score-thr or --iou-thr alone, wanted --end2end with them')
+    for name, value in (('score', options.score_thr), ('IoU', options.iou_thr)):
+        if value is not None and not 0 <= value <= 1:
+            raise ClipQError(f'found {name} threshold {value}, wanted 0 to 1')
+    if options.format == 'table':
+        if options.end2end:
+            raise ClipQError('found --end2end with --format table, wanted onnx or openvino')
+        return
+    needed = ('onnx',) if options.format == 'onnx' else ('onnx', 'openvino')
+    if reason := missing(*needed):
+        raise ClipQError(reason)
+    check_versions(options.opset, options.ir_version)
+
+
+def _models(path: str | os.PathLike, options: ExportOptions) -> dict[str, Any]:
+    """ONNX models of a ``.clipq`` file by the suffix of their file name."""
+    artifact = load_artifact(path)
+    detector = load_int8(path, backend='reference')
+    common = dict(placement=options.placement, opset=options.opset, ir_version=options.ir_version)
+    facts = metadata(artifact.config, artifact.meta)
+    if options.end2end:
+        return {
+            '': end2end_model(
+                detector, artifact.graphs, facts, score_thr=options.score_thr,
+                iou_thr=options.iou_thr, **common,
+            )
+        }  # fmt: skip
+    suffixes = ['', *(f'_boxes{n or ""}' for n in range(len(artifact.graphs) - 1))]
+    return {
+        suffix: graph_model(
+            graph, detector, metadata={**facts, 'part': suffix.lstrip('_') or 'dense'}, **common
+        )
+        for suffix, graph in zip(suffixes, artifact.graphs, strict=True)
+    }
+
+
+def _table_files(path: str | os.PathLike, out: Path) -> dict[Path, bytes]:
+    artifact = load_artifact(path)
+    facts = metadata(artifact.config, artifact.meta)
+    error = multiplier_error(artifact.graphs)
+    content = table(artifact.graphs, {**facts, 'multiplier_relative_error': error})
+    text = json.dumps(content, indent=1)
+    return {out: text.encode(), out.with_suffix('.h'): c_header(content).encode()}
+
+
+def export_file(
+    path: str | os.PathLike, out: str | os.PathLike, options: ExportOptions | None = None
+) -> dict[Path, int]:
+    """Write a ``.clipq`` file's detector to ``out`` and return the files with their sizes.
+
+    A two-stage detector without ``end2end`` gives one file per graph, ``NAME`` and
+    ``NAME_boxes``, with the features' codes between them. Everything is built before anything is
+    written, and each file is whole or absent.
+
+    Raises:
+        ClipQError: for a damaged file, wrong options, missing packages, or a step that the format
+            cannot express.
+    """
+    out, options = Path(out), options or ExportOptions()
+    _check(out, options)
+    if options.format == 'table':
+        files = _table_files(path, out)
+    else:
+        files = {}
+        for suffix, model in tqdm(_models(path, options).items(), desc='export', unit='graph'):
+            file = out.with_name(f'{out.stem}{suffix}{out.suffix}')
+            if options.format == 'onnx':
+                files[file] = model.SerializeToString()
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                xml, weights = ir_bytes(model, folder, file.stem)
+            # The weights come first: an .xml file is then never without them.
+            files |= {file.with_suffix('.bin'): weights, file: xml}
+    for file, content in files.items():
+        write_atomically(file, content)
+    return {file: len(content) for file, content in files.items()}

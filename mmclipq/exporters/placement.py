@@ -1,0 +1,83 @@
+"""Checks that every QuantizeLinear and DequantizeLinear stands where TensorRT fuses it.
+
+TensorRT's explicit quantization runs an operator in int8 if its inputs come from DequantizeLinear
+and its result goes to QuantizeLinear, with only pointwise operators between. A QuantizeLinear
+between a convolution and its activation or residual addition would break that fusion.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+from .builder import ExportError
+from .packages import require
+
+WEIGHTED = frozenset({'Conv', 'Gemm', 'MatMul'})
+POINTWISE = frozenset({'Relu', 'LeakyRelu', 'Clip', 'Add', 'Mul', 'Sigmoid'})
+MOVING = frozenset({'MaxPool', 'Concat', 'Resize', 'Flatten', 'RoiAlign'})
+
+
+def check_placement(model: Any) -> None:
+    """Return if TensorRT's explicit quantization fuses every pair of ``model``.
+
+    Raises:
+        ExportError: naming the first node that stands elsewhere, and why.
+    """
+    helper = require('onnx').numpy_helper
+    nodes = list(model.graph.node)
+    constants = {value.name: helper.to_array(value) for value in model.graph.initializer}
+    makers = {name: node for node in nodes for name in node.output}
+    readers = defaultdict(list)
+    for node in nodes:
+        for name in node.input:
+            readers[name].append(node)
+    for node in nodes:
+        if node.op_type in ('QuantizeLinear', 'DequantizeLinear'):
+            _check_constants(node, constants)
+        if node.op_type in WEIGHTED:
+            _check_weighted(node, makers, constants)
+        if node.op_type == 'QuantizeLinear':
+            _check_not_before_pointwise(node, makers, readers)
+
+
+def _kind(makers: dict, name: str) -> str:
+    return makers[name].op_type if name in makers else ''
+
+
+def _check_constants(node: Any, constants: dict) -> None:
+    scale, zero = (constants.get(name) for name in node.input[1:3])
+    if scale is None or not (np.isfinite(scale) & (scale > 0)).all():
+        raise ExportError(f'{node.name}: found a scale that is not positive, wanted a constant > 0')
+    if zero is None or zero.any():
+        raise ExportError(f'{node.name}: found a zero point other than 0, wanted 0')
+
+
+def _check_weighted(node: Any, makers: dict, constants: dict) -> None:
+    from_codes = [_kind(makers, name) == 'DequantizeLinear' for name in node.input[:2]]
+    if from_codes[0] != from_codes[1]:
+        which = 'weights' if from_codes[0] else 'inputs'
+        raise ExportError(
+            f'{node.name}: found {which} that come from no DequantizeLinear while the other side '
+            'does, wanted both or none'
+        )
+
+
+def _check_not_before_pointwise(node: Any, makers: dict, readers: dict) -> None:
+    """A sum that is rounded only to be activated or added to should be rounded afterwards."""
+    if _kind(makers, node.input[0]) not in WEIGHTED:
+        return
+    after = [
+        reader
+        for dequantize in readers[node.output[0]]
+        if dequantize.op_type == 'DequantizeLinear'
+        for reader in readers[dequantize.output[0]]
+    ]
+    activations = {'Relu', 'LeakyRelu', 'Clip'}
+    if len(after) == 1 and after[0].op_type in activations:
+        raise ExportError(
+            f'{node.name}: found QuantizeLinear between {node.input[0]!r} and {after[0].name}, '
+            'wanted it after the activation; export with --placement tensorrt'
+        )

@@ -1,0 +1,307 @@
+"""``Int8Graph`` as an ONNX graph of QuantizeLinear, DequantizeLinear and float operators.
+
+Every tensor of codes is the output of one QuantizeLinear and is read through one DequantizeLinear,
+with zero point 0 and the tensor's power-of-two step as scale, so that both are exact. A product's
+int8 weights carry ``multiplier / input step`` as their scale per channel: batch norm lies in the
+scales and in the float bias.
+
+Two placements exist. ``tensorrt`` has one QuantizeLinear after each activation or residual
+addition: the arithmetic of the reference up to float32 summation order. ``onnxruntime`` adds a pair
+between a convolution and an activation or addition that ONNX Runtime's integer convolution cannot
+contain. ONNX Runtime also wants a convolution's input and output of one type, so there signed
+codes are stored as uint8 with zero point 128: the same numbers, except at inputs and outputs, which
+stay as they are. For relu and relu6 that changes nothing (rounding is monotonous, and 0 and 6 are
+codes). A leaky relu after it differs by at most one step while the sums lie in the tensor's range, and
+saturates below it; a residual sum rounds twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import nn
+
+from ..graph import ir
+from .builder import ExportError, OnnxBuilder
+from .islands import translate
+from .weights import folded_weights
+
+PLACEMENTS = ('tensorrt', 'onnxruntime')
+
+
+class QdqWriter:
+    """Adds integer graphs to a builder.
+
+    Args:
+        g: Where to.
+        placement: One of :data:`PLACEMENTS`.
+        islands: Holder of the modules that float steps name.
+    """
+
+    def __init__(
+        self, g: OnnxBuilder, placement: str = 'tensorrt', islands: nn.Module | None = None
+    ) -> None:
+        if placement not in PLACEMENTS:
+            raise ExportError(f'found placement {placement!r}, wanted one of {PLACEMENTS}')
+        self.g, self.islands = g, islands
+        self.extra_pairs = placement == 'onnxruntime'
+        self._shifted: set[str] = set()
+
+    def add(self, graph: ir.Int8Graph, inputs: Sequence[str], prefix: str = '') -> dict[str, str]:
+        """Add the nodes of ``graph`` and return the ONNX names of its tensors, codes or values.
+
+        Args:
+            graph: What to add.
+            inputs: ONNX names for the input nodes, in order.
+            prefix: Put before the names of tensors.
+
+        Raises:
+            ExportError: if a float step has no ONNX form, naming it.
+        """
+        self.types, self.constants, self.prefix = graph.tensors, graph.constants, prefix
+        self.names: dict[str, str] = {}
+        self.values: dict[str, str] = {}
+        self.ranks: dict[str, int] = {}
+        given = iter(inputs)
+        for node in graph.nodes:
+            if isinstance(node, ir.Input):
+                self._define(node, next(given))
+            elif isinstance(node, ir.FloatCall):
+                values = {name: self._value(name) for name in node.inputs}
+                self._define(node, translate(self.g, node, values, self.islands))
+            else:
+                getattr(self, f'_{type(node).__name__.lower()}')(node)
+        return dict(self.names)
+
+    def _define(self, node: ir.Node, name: str) -> None:
+        self.names[node.name] = name
+        if not node.type.is_codes:
+            self.values[node.name] = name
+
+    def _scale_and_zero(self, kind: ir.TensorType, shifted: bool) -> tuple[str, str]:
+        scale = self.g.floats(math.ldexp(1.0, kind.step_exponent))
+        if shifted and kind.signed:
+            return scale, self.g.constant(128, np.uint8)
+        return scale, self.g.constant(0, np.int8 if kind.signed else np.uint8)
+
+    def _quantized(self, x: str, kind: ir.TensorType, name: str) -> str:
+        result = self.g.op(
+            'QuantizeLinear', x, *self._scale_and_zero(kind, self.extra_pairs), name=name
+        )
+        if self.extra_pairs and kind.signed:
+            self._shifted.add(result)
+        return result
+
+    def _dequantized(self, codes: str, kind: ir.TensorType, name: str) -> str:
+        scale_and_zero = self._scale_and_zero(kind, codes in self._shifted)
+        return self.g.op('DequantizeLinear', codes, *scale_and_zero, name=name)
+
+    def plain(self, name: str) -> str:
+        """ONNX name of the tensor ``name`` as plain codes with zero point 0, or as float32."""
+        found = self.names[name]
+        if found not in self._shifted:
+            return found
+        scale_and_zero = self._scale_and_zero(self.types[name], False)
+        return self.g.op('QuantizeLinear', self._value(name), *scale_and_zero, name=f'{found}.int8')
+
+    def _value(self, name: str) -> str:
+        """Float32 values of the graph's tensor ``name``; one DequantizeLinear for all readers."""
+        if name not in self.values:
+            codes = self.names[name]
+            self.values[name] = self._dequantized(codes, self.types[name], f'{codes}.value')
+        return self.values[name]
+
+    def _finish(self, node: ir.Node, v: str) -> None:
+        """Define the result of ``node`` from its float32 values."""
+        name = f'{self.prefix}{node.name}'
+        if node.type.is_codes:
+            v = self._quantized(v, node.type, name)
+        self._define(node, v)
+
+    def _pair(self, node: ir.Node, v: str) -> str:
+        """Rounds ``v`` to the signed codes of the node's range on the way, for ONNX Runtime."""
+        kind = node.type
+        if kind.signed or node.activation not in ('relu', 'relu6') or node.residual is not None:
+            kind = ir.TensorType(kind.exponent, True)
+        between = f'{self.prefix}{node.name}.between'
+        return self._dequantized(self._quantized(v, kind, between), kind, f'{between}.value')
+
+    def _activated(self, v: str, activation: str, slope: float) -> str:
+        if activation == 'relu':
+            return self.g.op('Relu', v)
+        if activation == 'relu6':
+            return self.g.op('Clip', v, self.g.floats(0.0), self.g.floats(6.0))
+        if activation == 'leaky_relu':
+            return self.g.op('LeakyRelu', v, alpha=slope)
+        return v
+
+    def _quantize(self, node: ir.Quantize) -> None:
+        self._finish(node, self._value(node.x))
+
+    def _dequantize(self, node: ir.Dequantize) -> None:
+        self._define(node, self._value(node.x))
+        self.ranks[node.name] = self.ranks.get(node.x, 4)
+
+    def _requantize(self, node: ir.Requantize) -> None:
+        self._finish(node, self._value(node.x))
+        self.ranks[node.name] = self.ranks.get(node.x, 4)
+
+    def _conv(self, node: ir.Conv) -> None:
+        pads = [*node.padding, *node.padding]
+        self._product(
+            node, 'Conv', strides=list(node.stride), pads=pads, dilations=list(node.dilation),
+            group=node.groups,
+        )  # fmt: skip
+
+    def _linear(self, node: ir.Linear) -> None:
+        rank = self.ranks.get(node.x, 0)
+        self.ranks[node.name] = rank
+        if rank == 2:
+            self._product(node, 'Gemm', transB=1)
+        else:
+            self._product(node, 'MatMul')
+
+    def _product(self, node: ir.Product, kind: str, **attributes: object) -> None:
+        g, name = self.g, f'{self.prefix}{node.name}'
+        folded = folded_weights(
+            self.constants[node.weight], self.constants[node.multiplier],
+            self.constants[node.bias], self.types[node.x].step_exponent,
+        )  # fmt: skip
+        codes, axis = (folded.codes.T, 1) if kind == 'MatMul' else (folded.codes, 0)
+        codes = g.constant(codes, np.int8, name=f'{name}.weight')
+        scale = g.constant(folded.scale, np.float32, name=f'{name}.weight_scale')
+        zero = g.constant(np.zeros(len(folded.scale)), np.int8)
+        weight = g.op(
+            'DequantizeLinear', codes, scale, zero, axis=axis, name=f'{name}.weight_value'
+        )
+        shape = (-1, 1, 1) if kind == 'Conv' else (-1,)
+        if folded.sign is None and kind != 'MatMul':
+            bias = g.constant(folded.bias, np.float32, name=f'{name}.bias')
+            v = g.op(kind, self._value(node.x), weight, bias, **attributes)
+        else:
+            v = g.op(kind, self._value(node.x), weight, **attributes)
+            if folded.sign is not None:
+                v = g.op('Mul', v, g.constant(folded.sign.reshape(shape), np.float32))
+            v = g.op('Add', v, g.constant(folded.bias.reshape(shape), np.float32))
+        self._finish(node, self._epilogue(node, v))
+
+    def _epilogue(self, node: ir.Product, v: str) -> str:
+        first = node.residual is not None and not node.residual_last
+        fused = node.activation in ('identity', 'relu', 'relu6') and node.residual is None
+        fused &= node.activation == 'identity' or not node.type.signed
+        # Only a range that ends at or below 6 makes saturation do what the clip does.
+        fused &= node.activation != 'relu6' or (node.type.exponent or 0) <= 2
+        if self.extra_pairs and node.type.is_codes and not fused:
+            v = self._pair(node, v)
+        if first:
+            v = self.g.op('Add', v, self._value(node.residual))
+        v = self._activated(v, node.activation, node.slope)
+        if node.residual is not None and node.residual_last:
+            v = self.g.op('Add', v, self._value(node.residual))
+        return v
+
+    def _add(self, node: ir.Add) -> None:
+        v = self.g.op('Add', self._value(node.x), self._value(node.other))
+        self._finish(node, self._activated(v, node.activation, node.slope))
+
+    def _concat(self, node: ir.Concat) -> None:
+        values = [self._value(name) for name in node.tensors]
+        self._finish(node, self.g.op('Concat', *values, axis=1))
+
+    def _maxpool(self, node: ir.MaxPool) -> None:
+        v = self.g.op(
+            'MaxPool', self._value(node.x), kernel_shape=list(node.kernel),
+            strides=list(node.stride), pads=[*node.padding, *node.padding],
+            dilations=list(node.dilation), ceil_mode=int(node.ceil_mode),
+        )  # fmt: skip
+        self._finish(node, v)
+
+    def _upsample(self, node: ir.Upsample) -> None:
+        g, x = self.g, self._value(node.x)
+        options = dict(
+            mode='nearest', coordinate_transformation_mode='asymmetric', nearest_mode='floor'
+        )
+        if node.like is None:
+            scales = g.floats(1.0, 1.0, *(float(s) for s in node.scale))
+            self._finish(node, g.op('Resize', x, '', scales, **options))
+            return
+        outer = g.op('Shape', x, start=0, end=2)
+        inner = g.op('Shape', self._value(node.like), start=2, end=4)
+        sizes = g.op('Concat', outer, inner, axis=0)
+        self._finish(node, g.op('Resize', x, '', '', sizes, **options))
+
+    def _flatten(self, node: ir.Flatten) -> None:
+        self.ranks[node.name] = 2
+        self._finish(node, self.g.op('Flatten', self._value(node.x), axis=1))
+
+    def _roialign(self, node: ir.RoIAlign) -> None:
+        levels = [self._value(name) for name in node.levels]
+        self._finish(node, roi_align(self.g, node, levels, self._value(node.rois)))
+
+
+def roi_align(g: OnnxBuilder, node: ir.RoIAlign, levels: Sequence[str], rois: str) -> str:
+    """Float32 averages of ``node``: the regions of each level apart, then in their order again.
+
+    Args:
+        g: Where to.
+        node: Geometry.
+        levels: Names of the float32 levels.
+        rois: Name of the regions ``(K, 5)``.
+    """
+    image, x1, y1, x2, y2 = g.ops('Split', 5, rois, g.integers(1, 1, 1, 1, 1), axis=1)
+    area = g.op('Mul', g.op('Sub', x2, x1), g.op('Sub', y2, y1))
+    size = g.op('Div', g.op('Sqrt', g.op('Max', area, g.floats(0.0))), g.floats(node.finest_scale))
+    size = g.op('Squeeze', g.op('Add', size, g.floats(1e-6)), g.integers(1))
+    boxes = g.op('Concat', x1, y1, x2, y2, axis=1)
+    batch = g.op('Squeeze', g.op('Cast', image, to=7), g.integers(1))
+    parts, orders = [], []
+    last = len(levels) - 1
+    for index, (level, scale) in enumerate(zip(levels, node.scales, strict=True)):
+        # The first level also takes sizes that are not numbers, so that no region is lost.
+        chosen = None
+        if index > 0:
+            chosen = g.op('GreaterOrEqual', size, g.floats(2.0**index))
+        if index < last:
+            below = g.op('Not', g.op('GreaterOrEqual', size, g.floats(2.0 ** (index + 1))))
+            chosen = below if chosen is None else g.op('And', chosen, below)
+        which_boxes, which_batch = boxes, batch
+        if chosen is not None:
+            order = g.op('Squeeze', g.op('NonZero', chosen), g.integers(0))
+            which_boxes = g.op('Gather', boxes, order, axis=0)
+            which_batch = g.op('Gather', batch, order, axis=0)
+            orders.append(order)
+        mode = 'half_pixel' if node.aligned else 'output_half_pixel'
+        parts.append(
+            g.op(
+                'RoiAlign', level, which_boxes, which_batch, mode='avg',
+                coordinate_transformation_mode=mode, output_height=node.output_size[0],
+                output_width=node.output_size[1], sampling_ratio=node.sampling_ratio,
+                spatial_scale=float(scale),
+            )
+        )  # fmt: skip
+    if not orders:
+        return parts[0]
+    order = g.op('Concat', *orders, axis=0)
+    together = g.op('Concat', *parts, axis=0)
+    count = g.op('Squeeze', g.op('Shape', order), g.integers(0))
+    zero, one = g.constant(0, np.int64), g.constant(1, np.int64)
+    places = g.op('Range', zero, count, one)
+    inverse = g.op('ScatterElements', places, order, places, axis=0)
+    return g.op('Gather', together, inverse, axis=0)
+
+
+def refs_by_name(outputs: object, path: str = '') -> Mapping[str, ir.Ref]:
+    """Leaves of a graph's outputs by the name that files give them, in order."""
+    if isinstance(outputs, ir.Ref):
+        return {path or 'output': outputs}
+    items = outputs.items() if isinstance(outputs, Mapping) else enumerate(outputs)
+    found: dict[str, ir.Ref] = {}
+    for key, value in items:
+        found |= refs_by_name(
+            value,
+            f'{path or "output" * (not isinstance(key, str))}'
+            f'{"_" if path or not isinstance(key, str) else ""}{key}',
+        )
+    return found

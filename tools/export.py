@@ -1,0 +1,39 @@
+#!/usr/bin/env python
+"""Write a .clipq file as ONNX, as OpenVINO IR, or as a table of exponents for fixed point."""
+
+import argparse
+import sys
+
+from mmclipq.apis.mmdet_tools import check_file, one_sentence_errors
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('file', help='.clipq file')
+    parser.add_argument('--format', required=True, choices=('onnx', 'openvino', 'table'))
+    parser.add_argument('--out', required=True, metavar='PATH', help='*.onnx, *.xml or *.json')
+    parser.add_argument('--opset', type=int, default=17, help='ONNX operator set (default: 17)')
+    parser.add_argument('--ir-version', type=int, help='ONNX IR version (default: 8 or 9)')
+    parser.add_argument(
+        '--placement', choices=('tensorrt', 'onnxruntime'), default='tensorrt',
+        help='where QuantizeLinear stands: after activations and additions (default), or also '
+        'before them, which ONNX Runtime needs to run leaky relu and residuals on integers',
+    )  # fmt: skip
+    parser.add_argument('--end2end', action='store_true', help='image in, boxes out')
+    parser.add_argument('--score-thr', type=float, help="lowest score (default: the config's)")
+    parser.add_argument('--iou-thr', type=float, help="IoU of NMS (default: the config's)")
+    args = parser.parse_args(arguments)
+    check_file(args.file, 'a .clipq file')
+
+    from mmclipq.apis.export_file import ExportOptions, export_file
+
+    options = vars(args)
+    file, out = options.pop('file'), options.pop('out')
+    options['ir_version'] = options['ir_version'] or (8 if args.opset < 19 else 9)
+    for path, size in export_file(file, out, ExportOptions(**options)).items():
+        print(f'{path}: {size / 2**20:.2f} MiB')
+
+
+if __name__ == '__main__':
+    with one_sentence_errors():
+        main(sys.argv[1:])
