@@ -10,10 +10,12 @@ from mmclipq.apis.mmdet_tools import check_file, one_sentence_errors
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('file', help='.clipq file')
+    parser.add_argument('file', help='.clipq file, or an end-to-end .onnx or .xml')
     parser.add_argument('input', nargs='+', help='images, folders of images, or one video')
     parser.add_argument('--out', default='outputs', help='folder (default: outputs)')
-    parser.add_argument('--backend', default='auto', help='auto, cpu or reference')
+    parser.add_argument(
+        '--backend', default='auto', help='of a .clipq file: auto, cpu, reference, ...'
+    )
     parser.add_argument('--device', default='cpu', help='(default: cpu)')
     parser.add_argument(
         '--score-thr', type=float, default=0.3, help='lowest score that is drawn (default: 0.3)'
@@ -22,7 +24,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument('--no-pictures', action='store_true', help='write JSON alone')
     parser.add_argument('--no-json', action='store_true', help='write pictures alone')
     args = parser.parse_args(arguments)
-    check_file(args.file, 'a .clipq file')
+    check_file(args.file, 'a .clipq file or an exported one')
 
     from mmclipq.apis import Int8Inferencer
 

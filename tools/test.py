@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """MMDetection's own ``tools/test.py`` with ``--int8``: the AP of integer execution.
 
-With ``--int8`` CHECKPOINT is a ``.clipq`` file or a float checkpoint, which is calibrated and
-converted on the fly. Without it this is mmdet's tool. All other flags are mmdet's in both cases.
+With ``--int8`` CHECKPOINT is a ``.clipq`` file, an end-to-end ``.onnx`` or ``.xml`` file, or a
+float checkpoint, which is calibrated and converted on the fly. Without it this is mmdet's tool. All
+other flags are mmdet's in both cases.
 """
 
 import argparse
@@ -27,7 +28,7 @@ def main(arguments: list[str]) -> None:
         print("\nmmdet's own flags:\n")
     elif options.int8:
         if len(rest) > 1 and not rest[1].startswith('-'):
-            check_file(rest[1], 'a .clipq file or a float checkpoint (.pth)')
+            check_file(rest[1], 'a .clipq file, an exported one or a float checkpoint (.pth)')
         rest += [
             '--cfg-options',
             'runner_type=mmclipq.Int8Runner',

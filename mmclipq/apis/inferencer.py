@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..errors import ClipQError
 from .calibration_data import IMAGE_SUFFIXES
-from .int8_file import load_int8
+from .exported_detector import load_detector
 
 VIDEO_CODECS = {'.mp4': 'mp4v', '.avi': 'MJPG'}
 """Videos that are read and written, by the file's suffix."""
@@ -28,7 +28,9 @@ _NO_TEXTS = 'texts', 'stuff_texts', 'custom_entities', 'tokens_positive'
 
 
 class Int8Inferencer(DetInferencer):
-    """MMDetection's ``DetInferencer`` for a ``.clipq`` file, called in the same way.
+    """MMDetection's ``DetInferencer`` for a ``.clipq`` file or an exported end-to-end one.
+
+    An exported file ends in ``.onnx`` or in OpenVINO's ``.xml``.
 
     ``inferencer(inputs, batch_size=1, return_vis=False, no_save_vis=False, pred_score_thr=0.3,
     no_save_pred=True, out_dir='', ...)`` takes a path, a folder, an array ``(H, W, 3)`` uint8 in
@@ -61,8 +63,8 @@ class Int8Inferencer(DetInferencer):
         self.num_visualized_imgs = self.num_predicted_imgs = 0
         self.palette, self.show_progress, self.scope = palette, show_progress, 'mmdet'
         if not Path(path).is_file():
-            raise ClipQError(f'{path}: found no file, wanted a .clipq file')
-        self.model = load_int8(path, device, backend)
+            raise ClipQError(f'{path}: found no file, wanted a .clipq file or an exported one')
+        self.model = load_detector(path, device, backend)
         self.cfg = self.model.cfg
         colours = self.model.dataset_meta.get('palette', 'random')
         self.model.dataset_meta['palette'] = colours if palette == 'none' else palette

@@ -73,17 +73,17 @@ def _is_registered(kind: str) -> bool:
     return any(name in registry.module_dict for registry in found)
 
 
-def _check_types(config: Any, path: str | os.PathLike) -> None:
+def check_types(config: Any, path: str | os.PathLike) -> None:
     """Refuse a type that is a dotted import path: building it would run code of one's choice."""
     if isinstance(config, Mapping):
         kind = config.get('type')
         if isinstance(kind, str) and not (_TYPE.fullmatch(kind) and _is_registered(kind)):
             raise ArtifactError(f'{path}: found the type {kind!r}, wanted a registered name')
         for value in config.values():
-            _check_types(value, path)
+            check_types(value, path)
     elif isinstance(config, (list, tuple)):
         for value in config:
-            _check_types(value, path)
+            check_types(value, path)
 
 
 def _parts(artifact: Artifact) -> Int8Parts:
@@ -115,7 +115,7 @@ def load_int8(path: str | os.PathLike, device: str = 'cpu', backend: str = 'auto
     """
     artifact = load_artifact(path)
     config = artifact.config
-    _check_types(config, path)
+    check_types(config, path)
     detector = build_detector(config['model'])
     missing, unexpected = detector.load_state_dict(artifact.parameters, strict=False)
     covered = tuple(f'{name}.' for name in config['captured'])

@@ -38,10 +38,11 @@ class OpenVinoBackend(ExportedBackend):
         return missing('onnx', 'openvino')
 
     def compile(self, model):
-        request = compiled(convert(model)).create_infer_request()
+        network = compiled(convert(model))
 
         def run(feed):
-            result = request.infer(feed)
+            # A request for each call lets several threads use the backend.
+            result = network.create_infer_request().infer(feed)
             return [result[index] for index in range(len(model.graph.output))]
 
         return run

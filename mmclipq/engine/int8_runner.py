@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 from mmengine.runner import Runner
 from torch import nn
 
 from ..apis.export import quantize_checkpoint
-from ..apis.int8_file import load_int8
+from ..apis.exported_detector import RUNTIMES, ExportedDetector, load_detector
 from ..backends.base import backend_class
 from ..detector import to_int8
 from ..graph.artifact import is_artifact
@@ -17,7 +18,8 @@ from ..registry import RUNNERS
 
 @RUNNERS.register_module()
 class Int8Runner(Runner):
-    """Tests the integer execution of what ``load_from`` names, a ``.clipq`` file or a checkpoint.
+    """Tests the integer execution of what ``load_from`` names: a ``.clipq`` file, an exported
+    end-to-end file, or a float checkpoint.
 
     The config's ``int8_test`` section holds ``backend`` and ``calib_images``. Data, evaluators,
     hooks and test-time augmentation are those of the config.
@@ -30,8 +32,8 @@ class Int8Runner(Runner):
         backend = options.get('backend', 'auto')
         device = str(next(self.model.parameters()).device)
         backend_class(backend, device)  # a wrong name must not cost a calibration
-        if is_artifact(self._load_from):
-            detector = load_int8(self._load_from, device, backend)
+        if is_artifact(self._load_from) or Path(self._load_from).suffix in RUNTIMES:
+            detector = load_detector(self._load_from, device, backend)
         else:
             cfg = copy.deepcopy(self.cfg)
             if 'module' in cfg.model:  # a test-time augmentation wrapper
@@ -42,9 +44,9 @@ class Int8Runner(Runner):
             detector = to_int8(detector, quantized, backend, device)
         self._replace_detector(detector)
         self._has_loaded = True
-        self.logger.info(
-            f'mmclipq: integer execution of {self._load_from} on {detector.int8_backend.name}'
-        )
+        exported = isinstance(detector, ExportedDetector)
+        runtime = detector.runtime if exported else detector.int8_backend.name
+        self.logger.info(f'mmclipq: integer execution of {self._load_from} on {runtime}')
 
     def _replace_detector(self, detector: nn.Module) -> None:
         holder, name = self, 'model'

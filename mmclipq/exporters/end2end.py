@@ -251,7 +251,14 @@ def end2end_model(
     kinds = np.float32, np.float32, np.int64
     for tensor, name, kind in zip(result, ('boxes', 'scores', 'labels'), kinds, strict=True):
         g.output(tensor, name, kind, None)
-    model = g.model({**metadata, 'part': 'end2end', 'score_thr': str(score), 'iou_thr': str(iou)})
+    head = detector.roi_head.bbox_head if two_stage else detector.bbox_head
+    facts = {
+        'part': 'end2end',
+        'score_thr': str(score),
+        'iou_thr': str(iou),
+        'clip_border': str(bool(getattr(head.bbox_coder, 'clip_border', False))).lower(),
+    }
+    model = g.model({**metadata, **facts})
     if placement == 'tensorrt':
         check_placement(model)
     return model

@@ -30,6 +30,8 @@ def metadata(config: Mapping[str, Any], meta: Mapping[str, Any], **more: Any) ->
         'channel_order': 'RGB' if pre.get('bgr_to_rgb') else 'BGR',
         'pad_size_divisor': int(pre.get('pad_size_divisor', 1)),
         'pad_value': pre.get('pad_value', 0),
+        'data_preprocessor': pre,
+        'pipeline': list(config.get('pipeline') or ()),
         **more,
     }
     return {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}

@@ -11,8 +11,8 @@ between a convolution and an activation or addition that ONNX Runtime's integer 
 contain. ONNX Runtime also wants a convolution's input and output of one type, so there signed
 codes are stored as uint8 with zero point 128: the same numbers, except at inputs and outputs, which
 stay as they are. For relu and relu6 that changes nothing (rounding is monotonous, and 0 and 6 are
-codes). A leaky relu after it differs by at most one step while the sums lie in the tensor's range, and
-saturates below it; a residual sum rounds twice.
+codes). A leaky relu after it differs by at most one step while the sums lie in the tensor's range,
+and saturates below it; a residual sum rounds twice.
 """
 
 from __future__ import annotations

@@ -1,0 +1,166 @@
+"""Detectors that an exported end-to-end file computes, for evaluation and inference."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet.models import BaseDetector
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from ..backends.base import backend_class
+from ..backends.onnxruntime import session
+from ..backends.openvino import compiled
+from ..errors import ClipQError
+from .int8_file import check_types, load_int8
+
+RUNTIMES = {'.onnx': 'onnxruntime', '.xml': 'openvino'}
+"""Runtime that executes a file, by its suffix."""
+
+
+_TEXTS = 'part', 'data_preprocessor', 'pipeline', 'classes', 'clip_border'
+
+
+class ExportedDetector(BaseDetector):
+    """A detector whose ``predict`` is an exported file, from images to boxes.
+
+    Attributes:
+        runtime: Name of the runtime.
+    """
+
+    def __init__(
+        self,
+        execute: Callable[[np.ndarray], Sequence[np.ndarray]],
+        data_preprocessor: Any,
+        runtime: str,
+        clip_border: bool,
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor)
+        self._execute, self.runtime, self._clip_border = execute, runtime, clip_border
+
+    @torch.no_grad()
+    def predict(
+        self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample], rescale: bool = True
+    ) -> list[DetDataSample]:
+        """Boxes of preprocessed images, float32 ``(N, 3, H, W)``, in pixels of the original images
+        if ``rescale``; clipped to the image inside its padding if the detector clips."""
+        found = self._execute(np.ascontiguousarray(batch_inputs.cpu().numpy()))
+        results = []
+        for boxes, scores, labels, sample in zip(*found, batch_data_samples, strict=True):
+            there = scores > 0
+            boxes = torch.from_numpy(boxes[there])
+            if self._clip_border:
+                height, width = sample.img_shape[:2]
+                boxes = boxes.clamp(min=0).min(boxes.new_tensor([width, height] * 2))
+            if rescale:
+                boxes = boxes / boxes.new_tensor(sample.scale_factor).repeat(2)
+            results.append(
+                InstanceData(
+                    bboxes=boxes,
+                    scores=torch.from_numpy(scores[there]),
+                    labels=torch.from_numpy(labels[there]),
+                )
+            )
+        return self.add_pred_to_datasample(batch_data_samples, results)
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise ClipQError('found a call of an exported file beside predict, wanted predict')
+
+    loss = _forward = extract_feat = _refuse
+
+
+def _read_onnx(path: Path) -> tuple[dict[str, str], Callable]:
+    runner = session(str(path))
+    texts = runner.get_modelmeta().custom_metadata_map
+    return texts, lambda images: runner.run(['boxes', 'scores', 'labels'], {'image': images})
+
+
+def _read_openvino(path: Path) -> tuple[dict[str, str], Callable]:
+    import openvino
+
+    source = openvino.Core().read_model(path)
+    texts = {
+        key: source.get_rt_info(['mmclipq', key]).astype(str)
+        for key in _TEXTS
+        if source.has_rt_info(['mmclipq', key])
+    }
+    model = compiled(source)
+
+    def execute(images: np.ndarray) -> list[np.ndarray]:
+        # A request for each call lets several threads use the model.
+        result = model.create_infer_request().infer({'image': images})
+        return [result[name] for name in ('boxes', 'scores', 'labels')]
+
+    return texts, execute
+
+
+def _with_tuples(value: Any) -> Any:
+    """JSON's lists of numbers and names as tuples, as transforms want them; lists of dicts stay."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    if isinstance(value, list):
+        items = [_with_tuples(item) for item in value]
+        return items if any(isinstance(item, dict) for item in items) else tuple(items)
+    return value
+
+
+def load_exported(path: str | os.PathLike, device: str = 'cpu') -> ExportedDetector:
+    """The detector of an end-to-end file, with ``cfg`` and ``dataset_meta`` as MMDetection's
+    inference functions want them.
+
+    Raises:
+        ClipQError: if the file cannot be read, is not one that ``tools/export.py --end2end`` wrote,
+            or its runtime is not installed.
+    """
+    path = Path(path)
+    backend_class(RUNTIMES[path.suffix], device)
+    try:
+        texts, execute = (_read_onnx if path.suffix == '.onnx' else _read_openvino)(path)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ClipQError(f'{path}: found no readable model ({reason}), wanted one') from error
+    if texts.get('part') != 'end2end' or not texts.keys() >= set(_TEXTS):
+        raise ClipQError(
+            f'{path}: found no end-to-end model, wanted one that tools/export.py --end2end wrote'
+        )
+    parts = {key: _with_tuples(json.loads(texts[key])) for key in _TEXTS[1:]}
+    check_types(parts, path)
+    init_default_scope('mmdet')
+    runtime = RUNTIMES[path.suffix]
+    detector = ExportedDetector(execute, parts['data_preprocessor'], runtime, parts['clip_border'])
+    detector.dataset_meta = {'classes': tuple(parts['classes'])}
+    detector.cfg = Config(
+        dict(
+            test_dataloader=dict(dataset=dict(pipeline=list(parts['pipeline']))),
+            default_scope='mmdet',
+        )
+    )
+    return detector.eval()
+
+
+def load_detector(path: str | os.PathLike, device: str = 'cpu', backend: str = 'auto') -> nn.Module:
+    """The detector of a ``.clipq`` file or of an exported end-to-end file, by its suffix.
+
+    Args:
+        path: The file.
+        device: Where everything runs.
+        backend: Backend of a ``.clipq`` file; an exported one has its own.
+
+    Raises:
+        ClipQError: as :func:`load_exported` and :func:`mmclipq.apis.load_int8` do.
+    """
+    runtime = RUNTIMES.get(Path(path).suffix)
+    if runtime is None:
+        return load_int8(path, device, backend)
+    if backend not in ('auto', runtime):
+        raise ClipQError(f'{path}: found backend {backend!r}, wanted auto or {runtime} for it')
+    return load_exported(path, device)
