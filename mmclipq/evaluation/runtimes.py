@@ -1,0 +1,189 @@
+"""What another runtime makes of an exported detector: its codes and its integer layers."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from ..apis.quantize import preprocessed
+from ..backends import Backend, build_backend
+from ..detector import Int8Parts
+from ..exporters.onnx_file import graph_model
+from ..graph.rounded import CodeDifference, compare_codes
+
+
+@dataclass
+class RuntimeReport:
+    """What :func:`compare_runtime` found.
+
+    Attributes:
+        runtime: Name of the backend.
+        images: Number of batches.
+        codes: Per tensor, the runtime's codes against the reference's, each of both running freely.
+        first: The first tensor in execution order with a differing code, or None.
+        integer: Layers that the runtime executes in 8-bit integers.
+        other: Layers that it does not, with the operation that stands for them.
+        bytes: Of the exported models.
+        float_bytes: Of the float32 weights and biases that they replace.
+    """
+
+    runtime: str
+    images: int = 0
+    codes: dict[str, CodeDifference] = field(default_factory=dict)
+    first: str | None = None
+    integer: list[str] = field(default_factory=list)
+    other: dict[str, str] = field(default_factory=dict)
+    bytes: int = 0
+    float_bytes: int = 0
+
+    def __str__(self) -> str:
+        total = sum(d.total for d in self.codes.values())
+        differing = sum(d.differing for d in self.codes.values())
+        largest = max((d.largest for d in self.codes.values()), default=0)
+        lines = [
+            f'{self.runtime}, {self.images} images, {len(self.codes)} tensors: {differing} of '
+            f'{total} codes differ ({differing / max(total, 1):.3%}), at most by {largest} step(s)'
+        ]
+        if self.first is not None:
+            d = self.codes[self.first]
+            lines.append(
+                f'first in {self.first}: {d.differing} of {d.total} ({d.rate:.4%}), at most by '
+                f'{d.largest} step(s)'
+            )
+        for name, d in sorted(self.codes.items(), key=lambda item: -item[1].rate)[:5]:
+            if d.differing:
+                lines.append(f'  {name}: {d.rate:.3%}, at most by {d.largest} step(s)')
+        count = len(self.integer) + len(self.other)
+        lines.append(f'{len(self.integer)} of {count} layers run in 8-bit integers')
+        kinds: dict[str, list[str]] = {}
+        for name, kind in self.other.items():
+            kinds.setdefault(kind, []).append(name)
+        for kind, names in kinds.items():
+            lines.append(f'  as {kind}: {", ".join(names)}')
+        lines.append(
+            f'ONNX: {self.bytes / 2**20:.2f} MiB, {self.bytes / max(self.float_bytes, 1):.2%} of '
+            'the float32 weights'
+        )
+        return '\n'.join(lines)
+
+
+class _Watched:
+    """Runs a part on the reference and in the runtime on the same inputs, and counts.
+
+    Boxes read the reference's features and regions, so each graph is compared by itself.
+    """
+
+    def __init__(self, reference: Backend, other: Backend, report: RuntimeReport) -> None:
+        self._reference, self._other, self._report = reference, other, report
+
+    def run(self, *inputs: Tensor) -> Any:
+        wanted, found = self._reference.codes(*inputs), self._other.codes(*inputs)
+        for name, codes in wanted.items():
+            new = compare_codes(found[name], codes)
+            old = self._report.codes.get(name, CodeDifference(0, 0, 0))
+            self._report.codes[name] = CodeDifference(
+                old.differing + new.differing, old.total + new.total, max(old.largest, new.largest)
+            )
+        return self._reference.run(*inputs)
+
+
+def compare_runtime(
+    detector: nn.Module, parts: Int8Parts, batches: Iterable[Any], runtime: str
+) -> RuntimeReport:
+    """Compare a runtime with the reference on images, tensor by tensor.
+
+    Args:
+        detector: An :class:`Int8Detector`.
+        parts: Its integer graphs.
+        batches: What a data loader gives, or preprocessed images.
+        runtime: ``'onnxruntime'`` or ``'openvino'``.
+
+    Raises:
+        ClipQError: if the runtime is not installed, or a node has no exported form.
+    """
+    report = RuntimeReport(runtime)
+    watched = []
+    for graph in parts.graphs:
+        reference = build_backend('auto', graph, detector)
+        other = build_backend(runtime, graph, detector)
+        watched.append(_Watched(reference, other, report))
+        model = graph_model(graph, detector, placement=other.placement)
+        integer, left = _LAYERS[runtime](model, [node.name for node in graph.products()])
+        report.integer += integer
+        report.other |= left
+        report.bytes += model.ByteSize()
+        report.float_bytes += sum(
+            4 * (graph.constants[node.weight].numel() + graph.constants[node.bias].numel())
+            for node in graph.products()
+        )
+    dense, *boxes = watched
+    with ExitStack() as patches, torch.no_grad():
+        patches.enter_context(mock.patch.object(detector, 'int8_backend', dense))
+        if boxes:
+            patches.enter_context(mock.patch.object(detector.roi_head, 'int8_boxes', boxes))
+        for images, samples in preprocessed(detector, batches):
+            report.images += len(images)
+            detector.predict(images, samples)
+    report.first = next((name for name, d in report.codes.items() if d.differing), None)
+    return report
+
+
+def onnxruntime_layers(model: Any, layers: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """Layers that ONNX Runtime's optimizer turned into integer operations, and the others.
+
+    Args:
+        model: ONNX model.
+        layers: Names of the layers in the graph.
+    """
+    import onnx
+
+    from ..backends.onnxruntime import session
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'optimized.onnx'
+        session(model, str(path))
+        nodes = onnx.load(path).graph.node
+    kinds = {}
+    for node in nodes:
+        if node.op_type in ('QLinearConv', 'QGemm', 'Conv', 'FusedConv', 'Gemm', 'MatMul',
+                            'MatMulIntegerToFloat', 'QLinearMatMul', 'FusedGemm'):  # fmt: skip
+            for name in node.input:
+                kinds[name.removesuffix('.weight_value').removesuffix('.weight')] = node.op_type
+    integer = [n for n in layers if kinds.get(n, '').startswith(('QLinear', 'QGemm', 'MatMulInt'))]
+    return integer, {n: kinds.get(n, 'nothing') for n in layers if n not in integer}
+
+
+def openvino_layers(model: Any, layers: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """Layers that OpenVINO executes with 8-bit inputs, from its runtime model, and the others."""
+    from ..backends.openvino import compiled
+    from ..exporters.openvino_ir import convert
+
+    kinds = {}
+    for op in compiled(convert(model)).get_runtime_model().get_ordered_ops():
+        info = op.get_rt_info()
+        kind = info['layerType'].astype(str)
+        if kind not in ('Convolution', 'FullyConnected', 'MatMul'):
+            continue
+        precision = info['runtimePrecision'].astype(str)
+        # Parts of a node carry its name with a slash and a word behind it.
+        for name in info['originalLayersNames'].astype(str).split(','):
+            kinds.setdefault(name.partition('/')[0], f'{kind} in {precision}')
+    by_layer = {
+        node.input[1].removesuffix('.weight_value'): kinds.get(node.name, 'nothing')
+        for node in model.graph.node
+        if node.op_type in ('Conv', 'Gemm', 'MatMul')
+    }
+    found = {name: by_layer.get(name, 'nothing') for name in layers}
+    integer = [name for name, kind in found.items() if kind.endswith(('in i8', 'in u8'))]
+    return integer, {name: kind for name, kind in found.items() if name not in integer}
+
+
+_LAYERS = {'onnxruntime': onnxruntime_layers, 'openvino': openvino_layers}

@@ -1,0 +1,43 @@
+#!/usr/bin/env python
+"""Compare exported graphs in another runtime with the reference, tensor by tensor.
+
+Counts differing codes on images of the config's data, the layers that the runtime executes in 8-bit
+integers, and the size of the exported models.
+"""
+
+import argparse
+import sys
+
+from mmclipq.apis.mmdet_tools import check_file, one_sentence_errors
+from mmclipq.errors import ClipQError
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config that the file was made with')
+    parser.add_argument('file', help='.clipq file')
+    parser.add_argument('--backend', default='onnxruntime', help='onnxruntime or openvino')
+    parser.add_argument('--images', type=int, default=4, help='number of images (default: 4)')
+    args = parser.parse_args(arguments)
+    check_file(args.config, 'a detector config')
+    check_file(args.file, 'a .clipq file')
+    if args.backend not in ('onnxruntime', 'openvino'):
+        raise ClipQError(f'--backend: found {args.backend!r}, wanted onnxruntime or openvino')
+
+    from mmengine.config import Config
+
+    from mmclipq.apis import load_int8
+    from mmclipq.apis.calibration_data import config_batches
+    from mmclipq.apis.int8_file import load_parts
+    from mmclipq.evaluation.runtimes import compare_runtime
+
+    detector = load_int8(args.file)
+    batches = config_batches(Config.fromfile(args.config), args.images)
+    print(compare_runtime(detector, load_parts(args.file), batches, args.backend))
+
+
+if __name__ == '__main__':
+    with one_sentence_errors():
+        main(sys.argv[1:])
