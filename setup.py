@@ -47,7 +47,7 @@ def extensions() -> list[Extension]:
                 f'mmclipq/ops/csrc/cpu/{name}.cpp'
                 for name in ('elementwise', 'max_pool', 'peak', 'products', 'program', 'roi_align')
             ],
-            depends=['mmclipq/ops/csrc/cpu/api.h'],
+            depends=['mmclipq/ops/csrc/cpu/api.h', 'mmclipq/ops/csrc/common/steps.h'],
             include_dirs=[str(prefix / 'include')],
             library_dirs=[str(prefix / 'lib')],
             runtime_library_dirs=[str(prefix / 'lib')],

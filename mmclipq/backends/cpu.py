@@ -1,10 +1,9 @@
-"""Codes by compiled operators on channels-last memory; float islands by PyTorch."""
+"""Codes by compiled operators on the CPU, products through oneDNN."""
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +13,10 @@ from torch import Tensor
 from ..graph import ir
 from ..ops.library import follow_torch_threads, why_unavailable
 from ..ops.products import Product
-from ..ops.program import Program, Slot, memory_format
+from ..ops.program import memory_format
 from .base import register_backend
-from .cpu_plan import COMPILED, Planner, Unplannable
-from .reference import ReferenceBackend
+from .compiled import CompiledBackend, Observe, Part, Planned, Watch
+from .cpu_plan import CpuPlanner
 
 MAX_SHAPES = 64
 """Input shapes for which each part of a graph gets the fastest implementations and keeps them,
@@ -25,77 +24,15 @@ because oneDNN would not free them. Every later shape is slower, with AMX severa
 MAX_LATER_SHAPES = 32
 """Later shapes that are kept; the one used longest ago goes first."""
 
-Observe = Callable[[ir.Node, Any], None]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Nodes that run without a return to Python in between, or a single node that needs Python.
-
-    Attributes:
-        nodes: In execution order.
-        inputs: Names read from outside.
-        outputs: Names of results that are read outside.
-        compiled: Whether a program runs them.
-        ended: Tensors that nothing reads after this part.
-        regions: For each tensor with one row per region the name of the regions.
-    """
-
-    nodes: tuple[ir.Node, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    compiled: bool
-    ended: tuple[str, ...]
-    regions: dict[str, str]
-
 
 @dataclass
-class _Planned:
-    """A part at one set of shapes."""
-
-    program: Program
-    slots: dict[str, Slot]
-    spans: dict[str, tuple[int, int]]
+class _CpuPlanned(Planned):
     freed: bool
 
 
-def group(nodes: Sequence[ir.Node], in_python: set[str]) -> Iterator[tuple[bool, list[ir.Node]]]:
-    """The nodes in an order that returns to Python as rarely as can be.
-
-    Yields:
-        Whether the nodes run in a program, and the nodes: all that are ready, or one for Python.
-    """
-    done = {node.name for node in nodes if isinstance(node, ir.Input)}
-    rest = [node for node in nodes if node.name not in done]
-    while rest:
-        for compiled in (True, False):
-            ready = []
-            for node in rest:
-                fits = isinstance(node, COMPILED) and node.name not in in_python
-                if fits == compiled and done.issuperset(node.inputs):
-                    ready.append(node)
-                    done.add(node.name)
-            rest = [node for node in rest if node.name not in done]
-            if compiled and ready:
-                yield True, ready
-            elif not compiled:
-                yield from ((False, [node]) for node in ready)
-
-
-def rounded_up(count: int) -> int:
-    """``count`` with three significant bits, at least 16: the numbers of regions that are planned.
-
-    Every image has another number of regions, and none shall cost a new plan.
-    """
-    unit = max(16, 1 << max(0, count.bit_length() - 4))
-    return max(1, -(-count // unit)) * unit
-
-
 @register_backend
-class CpuBackend(ReferenceBackend):
-    """Codes are int8 and uint8 tensors ``(N, C, H, W)`` that lie with channels last in memory.
-
-    Threads are torch's. Several Python threads may run one backend at once.
+class CpuBackend(CompiledBackend):
+    """Codes of the reference through oneDNN and operators of our own; threads are torch's.
 
     Raises:
         ClipQError: if the operators are not built, or the processor lacks VNNI.
@@ -104,13 +41,8 @@ class CpuBackend(ReferenceBackend):
     name = 'cpu'
 
     def __init__(self, graph: ir.Int8Graph, *args: Any, **kwargs: Any) -> None:
+        self._planned: OrderedDict[Any, _CpuPlanned] = OrderedDict()
         super().__init__(graph, *args, **kwargs)
-        self._kept_flat = frozenset(self._find_kept_flat())
-        self._products = {node.name: self._product(node) for node in graph.products()}
-        self._lock = threading.Lock()
-        self._planned: OrderedDict[Any, _Planned] = OrderedDict()
-        self._in_python: set[str] = set()
-        self._parts = self._find_parts()
 
     @staticmethod
     def unavailable(device: str) -> str:
@@ -118,144 +50,42 @@ class CpuBackend(ReferenceBackend):
             return f'it runs on the CPU, not on {device}'
         return why_unavailable()
 
-    def _find_kept_flat(self) -> Iterator[str]:
-        """Flattened regions that only linear layers read, whose weights then follow the layout."""
-        outputs = {ref.name for ref in ir.iter_refs(self.graph.outputs)}
-        for node in self.graph.nodes:
-            if not isinstance(node, ir.Flatten) or node.name in outputs:
-                continue
-            readers = [n for n in self.graph.nodes if node.name in n.inputs]
-            if isinstance(self._nodes[node.x], ir.RoIAlign) and all(
-                isinstance(n, ir.Linear) and n.residual is None for n in readers
-            ):
-                yield node.name
-
-    def _product(self, node: ir.Product) -> Product:
-        weight = self.constants[node.weight]
-        if node.x in self._kept_flat:
-            size = self._nodes[self._nodes[node.x].x].output_size
-            weight = weight.unflatten(1, (-1, *size)).permute(0, 2, 3, 1).flatten(1)
+    def _new_product(
+        self, node: ir.Product, weight: Tensor, residual_type: ir.TensorType | None
+    ) -> Product:
         return Product(
             node,
             weight,
             self.constants[node.multiplier],
             self.constants[node.bias],
             self.types[node.x].signed,
-            None if node.residual is None else self.types[node.residual],
+            residual_type,
         )
-
-    def _find_parts(self) -> list[Part]:
-        kept = {ref.name for ref in ir.iter_refs(self.graph.outputs)}
-        groups = list(group(self.graph.nodes, self._in_python))
-        last_read: dict[str, int] = {}
-        for index, (_, nodes) in enumerate(groups):
-            for node in nodes:
-                last_read.update(dict.fromkeys(node.inputs, index))
-        parts = []
-        for index, (compiled, nodes) in enumerate(groups):
-            names = [node.name for node in nodes]
-            read = dict.fromkeys(name for node in nodes for name in node.inputs)
-            regions: dict[str, str] = {}
-            for node in nodes:
-                if isinstance(node, ir.RoIAlign):
-                    regions[node.name] = node.rois
-                elif found := next((regions[n] for n in node.inputs if n in regions), None):
-                    regions[node.name] = found
-            parts.append(
-                Part(
-                    tuple(nodes),
-                    tuple(name for name in read if name not in names),
-                    tuple(n for n in names if n in kept or last_read.get(n, index) > index),
-                    compiled,
-                    tuple(n for n, i in last_read.items() if i == index and n not in kept),
-                    regions,
-                )
-            )
-        return parts
 
     @torch.no_grad()
     def run(self, *inputs: Tensor, observe: Observe | None = None) -> Any:
         follow_torch_threads()
-        values: dict[str, Any] = {}
-        given = iter(inputs)
-        for node in self.graph.nodes:
-            if isinstance(node, ir.Input):
-                values[node.name] = self._read_input(node, next(given))
-                if observe is not None:
-                    observe(node, values[node.name])
-        try:
-            for part in self._parts:
-                if part.compiled and all(values[name].numel() for name in part.inputs[:1]):
-                    self._run_program(part, values, observe)
-                else:
-                    self._run_nodes(part, values, observe)
-                for name in part.ended:
-                    values.pop(name, None)
-        except Unplannable as error:  # from now on in Python
-            with self._lock:
-                self._in_python.add(error.node.name)
-                self._parts = self._find_parts()
-            return self.run(*inputs, observe=observe)
-        return ir.map_refs(self.graph.outputs, lambda ref: self._output(ref.name, values))
+        return super().run(*inputs, observe=observe)
 
-    def _run_nodes(self, part: Part, values: dict[str, Any], observe: Observe | None) -> None:
-        for node in part.nodes:
-            if isinstance(node, ir.FloatCall):
-                result = self._float_call(node, values)
-            else:
-                result = self._method(node)(node, *(values[name] for name in node.inputs))
-            values[node.name] = result
-            if observe is not None:
-                observe(node, result)
-
-    def _run_program(self, part: Part, values: dict[str, Any], observe: Observe | None) -> None:
-        given, planes = [], set()
-        for name in part.inputs:
-            value = values[name]
-            if name in part.regions.values():
-                rows = value.new_zeros(rounded_up(len(value)), value.shape[1])
-                rows[: len(value)] = value
-                value = rows
-            layout = memory_format(value.dim())
-            if value.is_contiguous(memory_format=layout):
-                pass
-            elif value.is_floating_point() and value.is_contiguous():
-                planes.add(name)
-            else:
-                value = value.contiguous(memory_format=layout)
-            given.append(value)
-        planned = self._plan(part, tuple(value.shape for value in given), frozenset(planes))
+    def _execute(
+        self, part: Part, planned: Planned, given: Sequence[Tensor], watch: Watch | None
+    ) -> Sequence[Tensor]:
         results = []
         for name in part.outputs:
             slot = planned.slots[name]
             layout = memory_format(len(slot.shape))
             results.append(torch.empty(slot.shape, dtype=slot.dtype, memory_format=layout))
-
-        def rows_of(name: str, tensor: Tensor) -> Tensor:
-            return tensor[: len(values[part.regions[name]])] if name in part.regions else tensor
-
         externals = [*given, *results]
         with planned.program.memory() as memory:
-            if observe is None:
+            if watch is None:
                 planned.program.run(memory, externals)
             else:
-                for node in part.nodes:
-                    planned.program.run(memory, externals, *planned.spans[node.name])
-                    slot = planned.slots[node.name]
-                    outside = slot.external is not None
-                    seen = externals[slot.external].clone() if outside else slot.read(memory)
-                    observe(node, rows_of(node.name, self._in_order(node, seen)))
-        for name, result in zip(part.outputs, results, strict=True):
-            values[name] = rows_of(name, result)
+                self._watch(part, planned, memory, externals, watch)
+        return results
 
-    def _in_order(self, node: ir.Node, seen: Tensor) -> Tensor:
-        """``seen`` with channels first, where the program keeps them last in a flat tensor."""
-        if node.name not in self._kept_flat:
-            return seen
-        size = self._nodes[node.x].output_size
-        return seen.unflatten(1, (*size, -1)).permute(0, 3, 1, 2).flatten(1)
-
-    def _plan(self, part: Part, shapes: tuple[torch.Size, ...], planes: frozenset[str]) -> _Planned:
+    def _planned_for(
+        self, part: Part, shapes: tuple[torch.Size, ...], planes: frozenset[str]
+    ) -> _CpuPlanned:
         key = part.outputs, shapes, planes, torch.get_num_threads()
         with self._lock:
             found = self._planned.get(key)
@@ -263,7 +93,7 @@ class CpuBackend(ReferenceBackend):
                 kept = [k for k in self._planned if k[0] == part.outputs]
                 later = [k for k in kept if self._planned[k].freed]
                 freed = len(kept) - len(later) >= MAX_SHAPES
-                planner = Planner(
+                planner = CpuPlanner(
                     part.nodes,
                     part.outputs,
                     self.types,
@@ -271,10 +101,10 @@ class CpuBackend(ReferenceBackend):
                     self._kept_flat,
                     dict(zip(part.inputs, shapes, strict=True)),
                     planes,
-                    freed,
+                    freed=freed,
                 )
                 spans = planner.plan()
-                found = _Planned(planner.program, planner.slots, spans, freed)
+                found = _CpuPlanned(planner.program, planner.slots, spans, freed)
                 if len(later) >= MAX_LATER_SHAPES:
                     del self._planned[later[0]]
                 self._planned[key] = found

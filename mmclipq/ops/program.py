@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -36,6 +37,7 @@ class Slot:
         dtype: Of its items.
         external: Number among the buffers that each run brings, or None for working memory.
         part_of: The slot whose channels from ``channel`` on it is.
+        stride: Items between the first channels of two pixels or rows; by default no gap.
     """
 
     def __init__(
@@ -45,18 +47,21 @@ class Slot:
         external: int | None = None,
         part_of: Slot | None = None,
         channel: int = 0,
+        stride: int | None = None,
     ) -> None:
         self.shape, self.dtype = torch.Size(shape), dtype
         self.channels = self.shape[1 if len(shape) == 4 else -1]
         self.owner = self if part_of is None else part_of.owner
         self.external = self.owner.external if part_of is not None else external
-        self.stride = self.channels if part_of is None else part_of.stride
+        self.stride = (stride or self.channels) if part_of is None else part_of.stride
         self.offset = 0 if part_of is None else part_of.offset + channel * dtype.itemsize
         self.start = 0
 
     @property
     def nbytes(self) -> int:
-        return self.shape.numel() * self.dtype.itemsize
+        """Bytes of its items, with the gaps that are its own."""
+        stride = self.stride if self.owner is self else self.channels
+        return self.shape.numel() // max(self.channels, 1) * stride * self.dtype.itemsize
 
     @property
     def rows(self) -> steps.Rows:
@@ -71,13 +76,17 @@ class Slot:
             n, c, h, w = self.shape
             strides = (h * w * self.stride, 1, w * self.stride, self.stride)
         else:
-            strides = torch.empty(self.shape, device='meta').stride()
+            strides = (*(n * self.stride for n in _dense_strides(self.shape[:-1])), 1)
         first = items.storage_offset() + (self.owner.start + self.offset) // size
         return items.as_strided(self.shape, strides, first).clone()
 
 
-class Program:
-    """Steps at fixed shapes. Several threads may run one program at once.
+def _dense_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    return torch.empty(shape, device='meta').stride()
+
+
+class Program(ABC):
+    """Steps at fixed shapes.
 
     Args:
         externals: How many buffers each run brings.
@@ -137,23 +146,9 @@ class Program:
             place.buffer = 0 if slot.external is None else 1 + slot.external
             place.offset = slot.owner.start + slot.offset
         self._table = (steps.Step * len(self._steps))(*(
-            (steps.KINDS.index(type(step)), ctypes.addressof(step)) for step in self._steps
+            (steps.number_of(step), ctypes.addressof(step)) for step in self._steps
         ))  # fmt: skip
         return self
-
-    @contextmanager
-    def memory(self):
-        """Working memory for a run, as bytes."""
-        try:
-            taken = _idle.pop()
-        except IndexError:
-            taken = torch.empty(0, dtype=torch.uint8)
-        if len(taken) < self.size + _ALIGNMENT:
-            taken = torch.empty(self.size + _ALIGNMENT, dtype=torch.uint8)
-        try:
-            yield taken[-taken.data_ptr() % _ALIGNMENT :]
-        finally:
-            _idle.append(taken)
 
     def run(
         self, memory: Tensor, externals: Sequence[Tensor], first: int = 0, last: int | None = None
@@ -169,5 +164,30 @@ class Program:
         )
         error = ctypes.create_string_buffer(ERROR_SIZE)
         start = ctypes.byref(self._table, first * ctypes.sizeof(steps.Step))
-        if not library().clipq_run(start, last - first, buffers, error, ERROR_SIZE):
-            raise ClipQError(f'CPU operators: {error.value.decode()}')
+        if not self._call(start, last - first, buffers, error):
+            raise ClipQError(f'compiled operators: {error.value.decode()}')
+
+    @abstractmethod
+    def _call(self, start: Any, count: int, buffers: Any, error: Any) -> int:
+        """Run ``count`` steps; returns 0 if one fails, with a text of ERROR_SIZE in ``error``."""
+
+
+class CpuProgram(Program):
+    """Runs on the CPU. Several threads may run one program at once."""
+
+    @contextmanager
+    def memory(self):
+        """Working memory for a run, as bytes."""
+        try:
+            taken = _idle.pop()
+        except IndexError:
+            taken = torch.empty(0, dtype=torch.uint8)
+        if len(taken) < self.size + _ALIGNMENT:
+            taken = torch.empty(self.size + _ALIGNMENT, dtype=torch.uint8)
+        try:
+            yield taken[-taken.data_ptr() % _ALIGNMENT :]
+        finally:
+            _idle.append(taken)
+
+    def _call(self, start: Any, count: int, buffers: Any, error: Any) -> int:
+        return library().clipq_run(start, count, buffers, error, ERROR_SIZE)

@@ -1,4 +1,7 @@
-"""The steps of a program as C++ reads them: mirrors of the structures in ``csrc/cpu``."""
+"""The steps of a program as C++ reads them: mirrors of the structures in ``csrc/common/steps.h``.
+
+Places and numbers of 8 bytes stand first, which keeps the two languages' layouts the same.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,24 @@ class Rows(ctypes.Structure):
 
 
 class ProductStep(ctypes.Structure):
-    """A convolution or linear layer at one shape."""
+    """A convolution or linear layer at one shape, on the CPU."""
 
     _fields_ = _fields(compiled=_POINTER, src__dst__scratchpad=Place)
+
+
+class CudaProductStep(ctypes.Structure):
+    """The same on a GPU: ``ClipqProductStep`` of ``csrc/cuda/product.cuh``."""
+
+    _fields_ = _fields(
+        src__dst__residual__sums__counters=Place,
+        weight__multiplier__bias__row_of__column_of=_POINTER,
+        images__height__width__channels__rows__columns__outputs__depth__groups=_LONG,
+        src_stride__dst_stride__residual_stride__residual_height__residual_width=_LONG,
+        kernel__step__padding__dilation=PAIR,
+        src_signed__dst_kind__activation__residual_signed__residual_order=_INT,
+        wide_dst__wide_residual__tile__splits=_INT,
+        alpha__residual_scale=_FLOAT,
+    )
 
 
 class Sum(ctypes.Structure):
@@ -108,10 +126,15 @@ class RoIAlign(ctypes.Structure):
 
 
 KINDS = (ProductStep, Sum, Quantize, Dequantize, Copy, MaxPool, Upsample, Flatten, RoIAlign)
-"""In the order of ``Kind`` in ``program.cpp``."""
+"""In the order of ``clipq_dispatch``."""
 
 
 class Step(ctypes.Structure):
     """One step of a program: its kind and its structure."""
 
     _fields_ = _fields(kind=_LONG, step=_POINTER)
+
+
+def number_of(step: ctypes.Structure) -> int:
+    """Number of the kind of ``step`` in C++; each device has one kind of product."""
+    return 0 if isinstance(step, CudaProductStep) else KINDS.index(type(step))

@@ -15,7 +15,7 @@ from torch import nn
 
 from mmclipq.apis import build_detector, quantize
 from mmclipq.backends import base, build_backend, cpu
-from mmclipq.backends.cpu import group, rounded_up
+from mmclipq.backends.compiled import group, rounded_up
 from mmclipq.detector import plain_samples, to_int8
 from mmclipq.errors import ClipQError
 from mmclipq.graph import ir

@@ -8,7 +8,7 @@ import torch
 
 from mmclipq.ops import program, steps
 from mmclipq.ops.library import why_unavailable
-from mmclipq.ops.program import Program, Slot
+from mmclipq.ops.program import CpuProgram, Slot
 
 needs_operators = pytest.mark.skipif(
     bool(why_unavailable()), reason=f'no CPU operators: {why_unavailable()}'
@@ -17,7 +17,7 @@ needs_operators = pytest.mark.skipif(
 
 def copies(slots):
     """A program that copies each slot to the next."""
-    made = Program(externals=2)
+    made = CpuProgram(externals=2)
     for src, dst in zip(slots, slots[1:], strict=False):
         made.add(steps.Copy(rows=dst.rows), {'src': src, 'dst': dst})
     return made.finish()
@@ -32,7 +32,7 @@ def test_a_chain_needs_two_slots():
 def test_slots_that_live_together_lie_apart(seed):
     random.seed(seed)
     slots = [Slot((random.randint(1, 5000),), torch.uint8) for _ in range(40)]
-    made = Program(externals=0)
+    made = CpuProgram(externals=0)
     used = {}
     for step in range(60):
         pair = random.sample(range(40), 2)

@@ -6,50 +6,6 @@
 
 #include "api.h"
 
-enum ClipqActivation : int32_t { kIdentity = 0, kReLU = 1, kClip = 2 };
-
-// v = a * a_step + b * b_step; activation; codes of v * scale. Without b, v = a * a_step.
-struct ClipqSum {
-  ClipqPlace a, b, dst;
-  ClipqRows rows;
-  int32_t a_signed, b_signed, dst_signed, activation;
-  float a_step, b_step, scale;
-  float alpha;  // slope of ReLU's negative side, or upper bound of the clip
-};
-
-// Codes of float32 values, which lie as planes (images, channels, pixels) or with channels last.
-struct ClipqQuantize {
-  ClipqPlace src, dst;
-  ClipqRows rows;
-  int64_t pixels;  // of an image
-  int32_t planes, dst_signed;
-  float scale;
-};
-
-struct ClipqDequantize {
-  ClipqPlace src, dst;
-  int64_t count;
-  int32_t src_signed;
-  float step;
-};
-
-struct ClipqCopy {
-  ClipqPlace src, dst;
-  ClipqRows rows;
-};
-
-struct ClipqUpsample {
-  ClipqPlace src, dst;
-  int64_t images, height, width, rows, columns, channels, stride;
-  const int64_t *row_of, *column_of;  // source of each row and column
-};
-
-// (images, pixels, channels) to (images, channels, pixels).
-struct ClipqFlatten {
-  ClipqPlace src, dst;
-  int64_t images, pixels, channels;
-};
-
 namespace {
 
 constexpr int64_t kBlock = 1 << 13;

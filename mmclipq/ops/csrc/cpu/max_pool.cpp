@@ -4,13 +4,6 @@
 
 #include "api.h"
 
-struct ClipqMaxPool {
-  ClipqPlace src, dst;
-  int64_t images, height, width, channels, rows, columns, stride;
-  int64_t kernel[2], step[2], padding[2], dilation[2];
-  int32_t is_signed;
-};
-
 namespace {
 
 template <typename Code>

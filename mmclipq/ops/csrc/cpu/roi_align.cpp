@@ -11,23 +11,6 @@
 
 #include "api.h"
 
-struct ClipqLevel {
-  ClipqPlace codes;  // (N, H, W, C)
-  int64_t height, width;
-  float scale;
-};
-
-// Regions (count, 5); result (count, rows, columns, channels).
-struct ClipqRoIAlign {
-  ClipqPlace rois, dst;
-  const ClipqLevel *level;
-  int64_t count, levels, channels, rows, columns;
-  int64_t sampling_ratio;
-  int32_t aligned, src_signed, dst_signed;
-  float finest_scale;
-  float scale;  // step of the input codes over that of the result's
-};
-
 namespace {
 
 struct Sample {

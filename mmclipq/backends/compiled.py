@@ -1,0 +1,259 @@
+"""What the compiled backends share: a graph in parts, each a program planned once per shape.
+
+Codes lie with channels last in memory; float islands run in PyTorch between the programs.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..graph import ir
+from ..ops.program import Program, Slot, memory_format
+from .planner import COMPILED, Unplannable
+from .reference import ReferenceBackend
+
+Observe = Callable[[ir.Node, Any], None]
+Watch = Callable[[ir.Node, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Nodes that run without a return to Python in between, or a single node that needs Python.
+
+    Attributes:
+        nodes: In execution order.
+        inputs: Names read from outside.
+        outputs: Names of results that are read outside.
+        compiled: Whether a program runs them.
+        ended: Tensors that nothing reads after this part.
+        regions: For each tensor with one row per region the name of the regions.
+    """
+
+    nodes: tuple[ir.Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    compiled: bool
+    ended: tuple[str, ...]
+    regions: dict[str, str]
+
+
+@dataclass
+class Planned:
+    """A part at one set of shapes.
+
+    Attributes:
+        program: Its steps.
+        slots: Where each tensor lies.
+        spans: First and last step of each node.
+    """
+
+    program: Program
+    slots: dict[str, Slot]
+    spans: dict[str, tuple[int, int]]
+
+
+def group(nodes: Sequence[ir.Node], in_python: set[str]) -> Iterator[tuple[bool, list[ir.Node]]]:
+    """The nodes in an order that returns to Python as rarely as can be.
+
+    Yields:
+        Whether the nodes run in a program, and the nodes: all that are ready, or one for Python.
+    """
+    done = {node.name for node in nodes if isinstance(node, ir.Input)}
+    rest = [node for node in nodes if node.name not in done]
+    while rest:
+        for compiled in (True, False):
+            ready = []
+            for node in rest:
+                fits = isinstance(node, COMPILED) and node.name not in in_python
+                if fits == compiled and done.issuperset(node.inputs):
+                    ready.append(node)
+                    done.add(node.name)
+            rest = [node for node in rest if node.name not in done]
+            if compiled and ready:
+                yield True, ready
+            elif not compiled:
+                yield from ((False, [node]) for node in ready)
+
+
+def rounded_up(count: int) -> int:
+    """``count`` with three significant bits, at least 16: the numbers of regions that are planned.
+
+    Every image has another number of regions, and none shall cost a new plan.
+    """
+    unit = max(16, 1 << max(0, count.bit_length() - 4))
+    return max(1, -(-count // unit)) * unit
+
+
+class CompiledBackend(ReferenceBackend):
+    """Codes are int8 and uint8 tensors ``(N, C, H, W)`` that lie with channels last in memory.
+
+    Several Python threads may run one backend at once. What no step does at some shape, and float
+    islands, run in Python as the reference does.
+    """
+
+    def __init__(self, graph: ir.Int8Graph, *args: Any, **kwargs: Any) -> None:
+        super().__init__(graph, *args, **kwargs)
+        self._kept_flat = frozenset(self._find_kept_flat())
+        self._products = {node.name: self._product(node) for node in graph.products()}
+        self._lock = threading.RLock()
+        self._in_python: set[str] = set()
+        self._parts = self._find_parts()
+
+    @abstractmethod
+    def _new_product(
+        self, node: ir.Product, weight: Tensor, residual_type: ir.TensorType | None
+    ) -> Any:
+        """The layer as the planner wants it, from int8 weight codes in the order of its input."""
+
+    @abstractmethod
+    def _planned_for(
+        self, part: Part, shapes: tuple[torch.Size, ...], planes: frozenset[str]
+    ) -> Planned:
+        """The part planned for inputs of ``shapes``, ``planes`` naming those with channels first.
+
+        Raises:
+            Unplannable: if a node has no step at these shapes.
+        """
+
+    @abstractmethod
+    def _execute(
+        self, part: Part, planned: Planned, given: Sequence[Tensor], watch: Watch | None
+    ) -> Sequence[Tensor]:
+        """Results in the order of the part's outputs; ``watch`` is handed to :meth:`_watch`."""
+
+    def _find_kept_flat(self) -> Iterator[str]:
+        """Flattened regions that only linear layers read, whose weights then follow the layout."""
+        outputs = {ref.name for ref in ir.iter_refs(self.graph.outputs)}
+        for node in self.graph.nodes:
+            if not isinstance(node, ir.Flatten) or node.name in outputs:
+                continue
+            readers = [n for n in self.graph.nodes if node.name in n.inputs]
+            if isinstance(self._nodes[node.x], ir.RoIAlign) and all(
+                isinstance(n, ir.Linear) and n.residual is None for n in readers
+            ):
+                yield node.name
+
+    def _product(self, node: ir.Product) -> Any:
+        weight = self.constants[node.weight]
+        if node.x in self._kept_flat:
+            size = self._nodes[self._nodes[node.x].x].output_size
+            weight = weight.unflatten(1, (-1, *size)).permute(0, 2, 3, 1).flatten(1)
+        residual = None if node.residual is None else self.types[node.residual]
+        return self._new_product(node, weight, residual)
+
+    def _find_parts(self) -> list[Part]:
+        kept = {ref.name for ref in ir.iter_refs(self.graph.outputs)}
+        groups = list(group(self.graph.nodes, self._in_python))
+        last_read: dict[str, int] = {}
+        for index, (_, nodes) in enumerate(groups):
+            for node in nodes:
+                last_read.update(dict.fromkeys(node.inputs, index))
+        parts = []
+        for index, (compiled, nodes) in enumerate(groups):
+            names = [node.name for node in nodes]
+            read = dict.fromkeys(name for node in nodes for name in node.inputs)
+            regions: dict[str, str] = {}
+            for node in nodes:
+                if isinstance(node, ir.RoIAlign):
+                    regions[node.name] = node.rois
+                elif found := next((regions[n] for n in node.inputs if n in regions), None):
+                    regions[node.name] = found
+            parts.append(
+                Part(
+                    tuple(nodes),
+                    tuple(name for name in read if name not in names),
+                    tuple(n for n in names if n in kept or last_read.get(n, index) > index),
+                    compiled,
+                    tuple(n for n, i in last_read.items() if i == index and n not in kept),
+                    regions,
+                )
+            )
+        return parts
+
+    @torch.no_grad()
+    def run(self, *inputs: Tensor, observe: Observe | None = None) -> Any:
+        values: dict[str, Any] = {}
+        given = iter(inputs)
+        for node in self.graph.nodes:
+            if isinstance(node, ir.Input):
+                values[node.name] = self._read_input(node, next(given))
+                if observe is not None:
+                    observe(node, values[node.name])
+        try:
+            for part in self._parts:
+                if part.compiled and all(values[name].numel() for name in part.inputs[:1]):
+                    self._run_program(part, values, observe)
+                else:
+                    self._run_nodes(part, values, observe)
+                for name in part.ended:
+                    values.pop(name, None)
+        except Unplannable as error:  # from now on in Python
+            with self._lock:
+                self._in_python.add(error.node.name)
+                self._parts = self._find_parts()
+            return self.run(*inputs, observe=observe)
+        return ir.map_refs(self.graph.outputs, lambda ref: self._output(ref.name, values))
+
+    def _run_nodes(self, part: Part, values: dict[str, Any], observe: Observe | None) -> None:
+        for node in part.nodes:
+            if isinstance(node, ir.FloatCall):
+                result = self._float_call(node, values)
+            else:
+                result = self._method(node)(node, *(values[name] for name in node.inputs))
+            values[node.name] = result
+            if observe is not None:
+                observe(node, result)
+
+    def _run_program(self, part: Part, values: dict[str, Any], observe: Observe | None) -> None:
+        given, planes = [], set()
+        for name in part.inputs:
+            value = values[name]
+            if name in part.regions.values():
+                rows = value.new_zeros(rounded_up(len(value)), value.shape[1])
+                rows[: len(value)] = value
+                value = rows
+            layout = memory_format(value.dim())
+            if value.is_contiguous(memory_format=layout):
+                pass
+            elif value.is_floating_point() and value.is_contiguous():
+                planes.add(name)
+            else:
+                value = value.contiguous(memory_format=layout)
+            given.append(value)
+        planned = self._planned_for(part, tuple(v.shape for v in given), frozenset(planes))
+
+        def rows_of(name: str, tensor: Tensor) -> Tensor:
+            return tensor[: len(values[part.regions[name]])] if name in part.regions else tensor
+
+        def watch(node: ir.Node, seen: Tensor) -> None:
+            observe(node, rows_of(node.name, self._in_order(node, seen)))
+
+        results = self._execute(part, planned, given, None if observe is None else watch)
+        for name, result in zip(part.outputs, results, strict=True):
+            values[name] = rows_of(name, result)
+
+    def _watch(
+        self, part: Part, planned: Planned, memory: Tensor, externals: Sequence[Tensor],
+        watch: Watch,
+    ) -> None:  # fmt: skip
+        """Run the program node by node and show each result."""
+        for node in part.nodes:
+            planned.program.run(memory, externals, *planned.spans[node.name])
+            if (slot := planned.slots.get(node.name)) is None:
+                continue  # read by another node without being made
+            outside = slot.external is not None
+            watch(node, externals[slot.external].clone() if outside else slot.read(memory))
+
+    def _in_order(self, node: ir.Node, seen: Tensor) -> Tensor:
+        """``seen`` with channels first, where the program keeps them last in a flat tensor."""
+        if node.name not in self._kept_flat:
+            return seen
+        size = self._nodes[node.x].output_size
+        return seen.unflatten(1, (*size, -1)).permute(0, 3, 1, 2).flatten(1)

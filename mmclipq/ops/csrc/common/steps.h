@@ -1,0 +1,124 @@
+// The steps of a program, the same for every device: what Python plans (mmclipq/ops/steps.py mirrors
+// these structures) and a library executes one after another. Each device has its own product.
+#pragma once
+
+#include <cstdint>
+
+#define CLIPQ_API extern "C" __attribute__((visibility("default")))
+
+// A program runs with other buffers each time, so a step names its tensors by the number of the
+// buffer and the bytes before them. A negative number is none.
+struct ClipqPlace {
+  int64_t buffer, offset;
+};
+
+class ClipqBuffers {
+ public:
+  explicit ClipqBuffers(void *const *buffers) : buffers_(buffers) {}
+
+  template <typename T>
+  T *at(const ClipqPlace &place) const {
+    if (place.buffer < 0) return nullptr;
+    return reinterpret_cast<T *>(static_cast<char *>(buffers_[place.buffer]) + place.offset);
+  }
+
+ private:
+  void *const *buffers_;
+};
+
+// How a result lies: `rows` runs of `channels` items, the first items `stride` items apart, so that
+// it may be a part of the channels of a larger tensor. Sources lie without gaps.
+struct ClipqRows {
+  int64_t rows, channels, stride;
+};
+
+enum ClipqActivation : int32_t { kIdentity = 0, kReLU = 1, kClip = 2 };
+
+// v = a * a_step + b * b_step; activation; codes of v * scale. Without b, v = a * a_step.
+struct ClipqSum {
+  ClipqPlace a, b, dst;
+  ClipqRows rows;
+  int32_t a_signed, b_signed, dst_signed, activation;
+  float a_step, b_step, scale;
+  float alpha;  // slope of ReLU's negative side, or upper bound of the clip
+};
+
+// Codes of float32 values, which lie as planes (images, channels, pixels) or with channels last.
+struct ClipqQuantize {
+  ClipqPlace src, dst;
+  ClipqRows rows;
+  int64_t pixels;  // of an image
+  int32_t planes, dst_signed;
+  float scale;
+};
+
+struct ClipqDequantize {
+  ClipqPlace src, dst;
+  int64_t count;
+  int32_t src_signed;
+  float step;
+};
+
+struct ClipqCopy {
+  ClipqPlace src, dst;
+  ClipqRows rows;
+};
+
+struct ClipqMaxPool {
+  ClipqPlace src, dst;
+  int64_t images, height, width, channels, rows, columns, stride;
+  int64_t kernel[2], step[2], padding[2], dilation[2];
+  int32_t is_signed;
+};
+
+struct ClipqUpsample {
+  ClipqPlace src, dst;
+  int64_t images, height, width, rows, columns, channels, stride;
+  const int64_t *row_of, *column_of;  // source of each row and column, where the device reads
+};
+
+// (images, pixels, channels) to (images, channels, pixels).
+struct ClipqFlatten {
+  ClipqPlace src, dst;
+  int64_t images, pixels, channels;
+};
+
+struct ClipqLevel {
+  ClipqPlace codes;  // (N, H, W, C)
+  int64_t height, width;
+  float scale;
+};
+
+// Regions (count, 5); result (count, rows, columns, channels).
+struct ClipqRoIAlign {
+  ClipqPlace rois, dst;
+  const ClipqLevel *level;
+  int64_t count, levels, channels, rows, columns;
+  int64_t sampling_ratio;
+  int32_t aligned, src_signed, dst_signed;
+  float finest_scale;
+  float scale;  // step of the input codes over that of the result's
+};
+
+struct ClipqStep {
+  int64_t kind;
+  const void *step;
+};
+
+struct ClipqProductStep;
+
+// Runs `step` by the overload of `run` for its structure.
+template <typename Run>
+void clipq_dispatch(const ClipqStep &step, Run run) {
+  switch (step.kind) {
+    case 0: return run(*static_cast<const ClipqProductStep *>(step.step));
+    case 1: return run(*static_cast<const ClipqSum *>(step.step));
+    case 2: return run(*static_cast<const ClipqQuantize *>(step.step));
+    case 3: return run(*static_cast<const ClipqDequantize *>(step.step));
+    case 4: return run(*static_cast<const ClipqCopy *>(step.step));
+    case 5: return run(*static_cast<const ClipqMaxPool *>(step.step));
+    case 6: return run(*static_cast<const ClipqUpsample *>(step.step));
+    case 7: return run(*static_cast<const ClipqFlatten *>(step.step));
+    case 8: return run(*static_cast<const ClipqRoIAlign *>(step.step));
+  }
+}
