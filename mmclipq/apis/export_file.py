@@ -18,8 +18,8 @@ from ..exporters.metadata import metadata
 from ..exporters.onnx_file import graph_model
 from ..exporters.openvino_ir import ir_bytes
 from ..exporters.packages import missing
-from ..exporters.qdq import PLACEMENTS
 from ..exporters.table import c_header, multiplier_error, table
+from ..exporters.targets import DEFAULT_TARGET, target_of
 from ..graph.artifact import load_artifact, write_atomically
 from .int8_file import load_int8
 
@@ -34,7 +34,8 @@ class ExportOptions:
         format: A key of :data:`FORMATS`.
         opset: Version of ONNX's operator set.
         ir_version: Version of ONNX's file format.
-        placement: Where QuantizeLinear stands.
+        target: What runs the file, see :mod:`mmclipq.exporters.targets`; by default ``openvino``
+            for that format and ``standard`` for ONNX.
         end2end: Decoding and NMS inside.
         score_thr: Lowest score, by default the config's.
         iou_thr: IoU of suppression, by default the config's.
@@ -43,7 +44,7 @@ class ExportOptions:
     format: str = 'onnx'
     opset: int = DEFAULT_OPSET
     ir_version: int = DEFAULT_IR
-    placement: str = PLACEMENTS[0]
+    target: str | None = None
     end2end: bool = False
     score_thr: float | None = None
     iou_thr: float | None = None
@@ -69,13 +70,18 @@ def _check(out: Path, options: ExportOptions) -> None:
     if reason := missing(*needed):
         raise ClipQError(reason)
     check_versions(options.opset, options.ir_version)
+    target_of(_target(options))
+
+
+def _target(options: ExportOptions) -> str:
+    return options.target or ('openvino' if options.format == 'openvino' else DEFAULT_TARGET)
 
 
 def _models(path: str | os.PathLike, options: ExportOptions) -> dict[str, Any]:
     """ONNX models of a ``.clipq`` file by the suffix of their file name."""
     artifact = load_artifact(path)
     detector = load_int8(path, backend='reference')
-    common = dict(placement=options.placement, opset=options.opset, ir_version=options.ir_version)
+    common = dict(target=_target(options), opset=options.opset, ir_version=options.ir_version)
     facts = metadata(artifact.config, artifact.meta)
     if options.end2end:
         return {

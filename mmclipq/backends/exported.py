@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import ClipQError
 from ..exporters.onnx_file import graph_model
 from ..exporters.qdq import refs_by_name
+from ..exporters.targets import DEFAULT_TARGET
 from ..graph import ir
 from .base import Backend
 
@@ -23,13 +24,13 @@ class ExportedBackend(Backend):
     Codes may differ from the reference's by single steps: the runtime adds in its own order.
     """
 
-    placement = 'tensorrt'
+    target = DEFAULT_TARGET
 
     def __init__(
         self, graph: ir.Int8Graph, islands: nn.Module | None = None, device: str = 'cpu'
     ) -> None:
         super().__init__(graph, islands, device)
-        self._model = graph_model(graph, islands, placement=self.placement)
+        self._model = graph_model(graph, islands, target=self.target)
         self._execute = self.compile(self._model)
         self._inputs = [node for node in graph.nodes if isinstance(node, ir.Input)]
         self._outputs = refs_by_name(graph.outputs)
@@ -43,10 +44,11 @@ class ExportedBackend(Backend):
         """A function from named inputs to the outputs of the ONNX ``model`` in order."""
 
     def _feed(self, inputs: Sequence[Tensor]) -> dict[str, np.ndarray]:
-        tensors = [self._read_input(n, x) for n, x in zip(self._inputs, inputs, strict=True)]
+        read = {item.name for item in self._model.graph.input}
         return {
-            node.name: np.ascontiguousarray(x.numpy())
-            for node, x in zip(self._inputs, tensors, strict=True)
+            node.name: np.ascontiguousarray(self._read_input(node, x).numpy())
+            for node, x in zip(self._inputs, inputs, strict=True)
+            if node.name in read
         }
 
     @torch.no_grad()
@@ -62,7 +64,7 @@ class ExportedBackend(Backend):
 
     def codes(self, *inputs: Tensor) -> dict[str, Tensor]:
         if self._observed is None:
-            model = graph_model(self.graph, self.islands, placement=self.placement, all_codes=True)
+            model = graph_model(self.graph, self.islands, target=self.target, all_codes=True)
             self._observed = self.compile(model)
         results = self._observed(self._feed(inputs))[len(self._outputs) :]
         names = [name for name, kind in self.types.items() if kind.is_codes]

@@ -35,7 +35,7 @@ class OnnxRuntimeBackend(ExportedBackend):
     """The exported graph in ONNX Runtime on the CPU."""
 
     name = 'onnxruntime'
-    placement = 'onnxruntime'
+    target = 'onnxruntime'
 
     @staticmethod
     def unavailable(device: str) -> str:

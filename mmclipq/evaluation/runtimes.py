@@ -115,7 +115,7 @@ def compare_runtime(
         reference = build_backend('auto', graph, detector)
         other = build_backend(runtime, graph, detector)
         watched.append(_Watched(reference, other, report))
-        model = graph_model(graph, detector, placement=other.placement)
+        model = graph_model(graph, detector, target=other.target)
         integer, left = _LAYERS[runtime](model, [node.name for node in graph.products()])
         report.integer += integer
         report.other |= left

@@ -34,6 +34,7 @@ from .boxes import (
 from .builder import DEFAULT_IR, DEFAULT_OPSET, ExportError, OnnxBuilder
 from .placement import check_placement
 from .qdq import QdqWriter
+from .targets import DEFAULT_TARGET, target_of
 
 _ADVICE = 'export without --end2end and decode with MMDetection'
 
@@ -201,7 +202,7 @@ def end2end_model(
     *,
     score_thr: float | None = None,
     iou_thr: float | None = None,
-    placement: str = 'tensorrt',
+    target: str = DEFAULT_TARGET,
     opset: int = DEFAULT_OPSET,
     ir_version: int = DEFAULT_IR,
 ) -> Any:
@@ -215,7 +216,7 @@ def end2end_model(
         metadata: Strings by key.
         score_thr: Lowest score, by default that of the config's ``test_cfg``.
         iou_thr: IoU of the last suppression, likewise.
-        placement: Where QuantizeLinear stands.
+        target: What runs the file, see :mod:`mmclipq.exporters.targets`.
         opset: Version of the operator set.
         ir_version: Version of the file format.
 
@@ -226,7 +227,7 @@ def end2end_model(
         raise ExportError(f'found {reason}, which has no end-to-end form; {_ADVICE}')
     g = OnnxBuilder(opset, ir_version)
     image = g.input('image', np.float32, ['batch', 3, 'height', 'width'])
-    writer = QdqWriter(g, placement, detector)
+    writer = QdqWriter(g, target, detector)
     names = writer.add(graphs[0], [image])
     maps = ir.map_refs(graphs[0].outputs['head'], lambda ref: names[ref.name])
     post = _Detections(g, image, detector)
@@ -259,6 +260,6 @@ def end2end_model(
         'clip_border': str(bool(getattr(head.bbox_coder, 'clip_border', False))).lower(),
     }
     model = g.model({**metadata, **facts})
-    if placement == 'tensorrt':
-        check_placement(model)
+    if target_of(target).fuses:
+        check_placement(model, target_of(target).unsigned)
     return model

@@ -11,6 +11,7 @@ from ..graph import ir
 from .builder import DEFAULT_IR, DEFAULT_OPSET, OnnxBuilder
 from .placement import check_placement
 from .qdq import QdqWriter, refs_by_name
+from .targets import DEFAULT_TARGET, target_of
 
 
 def dtype_of(kind: ir.TensorType) -> Any:
@@ -20,27 +21,39 @@ def dtype_of(kind: ir.TensorType) -> Any:
     return np.int8 if kind.signed else np.uint8
 
 
-def input_shape(graph: ir.Int8Graph, node: ir.Input) -> list[Any]:
-    """Shape of an input with names for dynamic sizes; regions are ``(K, 5)``."""
-    if any(isinstance(n, ir.RoIAlign) and n.rois == node.name for n in graph.nodes):
-        return ['regions', 5]
-    if any(isinstance(n, ir.Linear) and n.x == node.name for n in graph.nodes):
-        return ['rows', _columns(graph, node)]
-    if node.type.is_codes:
-        return ['batch', None, f'{node.name}_height', f'{node.name}_width']
-    return ['batch', None, 'height', 'width']
-
-
-def _columns(graph: ir.Int8Graph, node: ir.Input) -> int:
-    reader = next(n for n in graph.nodes if isinstance(n, ir.Linear) and n.x == node.name)
-    return graph.constants[reader.weight].shape[1]
+def input_shapes(graph: ir.Int8Graph) -> dict[str, list[Any]]:
+    """Shape of each input with names for free sizes: regions ``(K, 5)``, rows, or images."""
+    columns: dict[str, int] = {}  # of tensors that are rows
+    # Nodes behind tell what those before them must be.
+    for node in reversed(graph.nodes):
+        if isinstance(node, ir.Linear):
+            columns[node.x] = graph.constants[node.weight].shape[1]
+        elif isinstance(node, ir.RoIAlign):
+            columns[node.rois] = 5
+        elif node.name in columns and isinstance(
+            node, (ir.Quantize, ir.Dequantize, ir.Requantize, ir.Add)
+        ):
+            for name in node.inputs:
+                columns[name] = columns[node.name]
+    shapes: dict[str, list[Any]] = {}
+    for node in graph.nodes:
+        if not isinstance(node, ir.Input):
+            continue
+        if node.name in columns:
+            rows = 'regions' if columns[node.name] == 5 else 'rows'
+            shapes[node.name] = [rows, columns[node.name]]
+        elif node.type.is_codes:
+            shapes[node.name] = ['batch', None, f'{node.name}_height', f'{node.name}_width']
+        else:
+            shapes[node.name] = ['batch', None, 'height', 'width']
+    return shapes
 
 
 def graph_model(
     graph: ir.Int8Graph,
     islands: nn.Module | None = None,
     *,
-    placement: str = 'tensorrt',
+    target: str = DEFAULT_TARGET,
     opset: int = DEFAULT_OPSET,
     ir_version: int = DEFAULT_IR,
     metadata: dict[str, str] | None = None,
@@ -51,7 +64,7 @@ def graph_model(
     Args:
         graph: The graph. Inputs and outputs that are codes stay codes.
         islands: The detector whose modules float steps name.
-        placement: Where QuantizeLinear stands, see :mod:`mmclipq.exporters.qdq`.
+        target: What runs the file, see :mod:`mmclipq.exporters.targets`.
         opset: Version of the operator set.
         ir_version: Version of the file format.
         metadata: Strings by key.
@@ -61,14 +74,21 @@ def graph_model(
         ExportError: if a step has no ONNX form, naming it, or for a version out of range.
     """
     g = OnnxBuilder(opset, ir_version)
+    read = {name for node in graph.nodes for name in node.inputs}
+    read |= {ref.name for ref in ir.iter_refs(graph.outputs)}
+    shapes = input_shapes(graph)
+    kind_of = target_of(target).type_of
+    # What nothing reads is no input of the model, because no runtime could tell its shape.
     inputs = [
-        g.input(node.name, dtype_of(node.type), input_shape(graph, node))
+        g.input(node.name, dtype_of(kind_of(node.type)), shapes[node.name])
+        if node.name in read
+        else ''
         for node in graph.nodes
         if isinstance(node, ir.Input)
     ]
-    writer = QdqWriter(g, placement, islands)
+    writer = QdqWriter(g, target, islands)
     writer.add(graph, inputs)
-    types = graph.tensors
+    types = {name: kind_of(kind) for name, kind in graph.tensors.items()}
     for name, ref in refs_by_name(graph.outputs).items():
         g.output(writer.plain(ref.name), name, dtype_of(types[ref.name]), None)
     if all_codes:
@@ -76,6 +96,6 @@ def graph_model(
             if kind.is_codes:
                 g.output(writer.plain(name), f'codes:{name}', dtype_of(kind), None)
     model = g.model(metadata or {})
-    if placement == 'tensorrt':
-        check_placement(model)
+    if target_of(target).fuses:
+        check_placement(model, target_of(target).unsigned)
     return model

@@ -20,8 +20,12 @@ POINTWISE = frozenset({'Relu', 'LeakyRelu', 'Clip', 'Add', 'Mul', 'Sigmoid'})
 MOVING = frozenset({'MaxPool', 'Concat', 'Resize', 'Flatten', 'RoiAlign'})
 
 
-def check_placement(model: Any) -> None:
+def check_placement(model: Any, unsigned: bool = True) -> None:
     """Return if TensorRT's explicit quantization fuses every pair of ``model``.
+
+    Args:
+        model: ONNX ``ModelProto``.
+        unsigned: Whether codes may be uint8, which TensorRT's own parser refuses.
 
     Raises:
         ExportError: naming the first node that stands elsewhere, and why.
@@ -36,7 +40,7 @@ def check_placement(model: Any) -> None:
             readers[name].append(node)
     for node in nodes:
         if node.op_type in ('QuantizeLinear', 'DequantizeLinear'):
-            _check_constants(node, constants)
+            _check_constants(node, constants, unsigned)
         if node.op_type in WEIGHTED:
             _check_weighted(node, makers, constants)
         if node.op_type == 'QuantizeLinear':
@@ -47,12 +51,14 @@ def _kind(makers: dict, name: str) -> str:
     return makers[name].op_type if name in makers else ''
 
 
-def _check_constants(node: Any, constants: dict) -> None:
+def _check_constants(node: Any, constants: dict, unsigned: bool) -> None:
     scale, zero = (constants.get(name) for name in node.input[1:3])
     if scale is None or not (np.isfinite(scale) & (scale > 0)).all():
         raise ExportError(f'{node.name}: found a scale that is not positive, wanted a constant > 0')
     if zero is None or zero.any():
         raise ExportError(f'{node.name}: found a zero point other than 0, wanted 0')
+    if zero.dtype != np.int8 and not unsigned:
+        raise ExportError(f'{node.name}: found codes of {zero.dtype}, wanted int8 for TensorRT')
 
 
 def _check_weighted(node: Any, makers: dict, constants: dict) -> None:
@@ -79,5 +85,5 @@ def _check_not_before_pointwise(node: Any, makers: dict, readers: dict) -> None:
     if len(after) == 1 and after[0].op_type in activations:
         raise ExportError(
             f'{node.name}: found QuantizeLinear between {node.input[0]!r} and {after[0].name}, '
-            'wanted it after the activation; export with --placement tensorrt'
+            'wanted it after the activation; export with --target standard'
         )

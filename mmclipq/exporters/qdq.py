@@ -5,14 +5,7 @@ with zero point 0 and the tensor's power-of-two step as scale, so that both are 
 int8 weights carry ``multiplier / input step`` as their scale per channel: batch norm lies in the
 scales and in the float bias.
 
-Two placements exist. ``tensorrt`` has one QuantizeLinear after each activation or residual
-addition: the arithmetic of the reference up to float32 summation order. ``onnxruntime`` adds a pair
-between a convolution and an activation or addition that ONNX Runtime's integer convolution cannot
-contain. ONNX Runtime also wants a convolution's input and output of one type, so there signed
-codes are stored as uint8 with zero point 128: the same numbers, except at inputs and outputs, which
-stay as they are. For relu and relu6 that changes nothing (rounding is monotonous, and 0 and 6 are
-codes). A leaky relu after it differs by at most one step while the sums lie in the tensor's range,
-and saturates below it; a residual sum rounds twice.
+Where QuantizeLinear stands differs between runtimes: :mod:`mmclipq.exporters.targets`.
 """
 
 from __future__ import annotations
@@ -24,11 +17,10 @@ import numpy as np
 from torch import nn
 
 from ..graph import ir
-from .builder import ExportError, OnnxBuilder
+from .builder import OnnxBuilder
 from .islands import translate
+from .targets import DEFAULT_TARGET, target_of
 from .weights import folded_weights
-
-PLACEMENTS = ('tensorrt', 'onnxruntime')
 
 
 class QdqWriter:
@@ -36,18 +28,15 @@ class QdqWriter:
 
     Args:
         g: Where to.
-        placement: One of :data:`PLACEMENTS`.
+        target: Name of the target.
         islands: Holder of the modules that float steps name.
     """
 
     def __init__(
-        self, g: OnnxBuilder, placement: str = 'tensorrt', islands: nn.Module | None = None
+        self, g: OnnxBuilder, target: str = DEFAULT_TARGET, islands: nn.Module | None = None
     ) -> None:
-        if placement not in PLACEMENTS:
-            raise ExportError(f'found placement {placement!r}, wanted one of {PLACEMENTS}')
-        self.g, self.islands = g, islands
-        self.extra_pairs = placement == 'onnxruntime'
-        self._shifted: set[str] = set()
+        self.g, self.islands, self.target = g, islands, target_of(target)
+        self._shifted: set[str] = set()  # names of codes with the zero point 128
 
     def add(self, graph: ir.Int8Graph, inputs: Sequence[str], prefix: str = '') -> dict[str, str]:
         """Add the nodes of ``graph`` and return the ONNX names of its tensors, codes or values.
@@ -60,7 +49,9 @@ class QdqWriter:
         Raises:
             ExportError: if a float step has no ONNX form, naming it.
         """
-        self.types, self.constants, self.prefix = graph.tensors, graph.constants, prefix
+        self.constants, self.prefix = graph.constants, prefix
+        self.steps = {n: kind.step_exponent for n, kind in graph.tensors.items() if kind.is_codes}
+        self.types = {n: self.target.type_of(kind) for n, kind in graph.tensors.items()}
         self.names: dict[str, str] = {}
         self.values: dict[str, str] = {}
         self.ranks: dict[str, int] = {}
@@ -88,9 +79,9 @@ class QdqWriter:
 
     def _quantized(self, x: str, kind: ir.TensorType, name: str) -> str:
         result = self.g.op(
-            'QuantizeLinear', x, *self._scale_and_zero(kind, self.extra_pairs), name=name
+            'QuantizeLinear', x, *self._scale_and_zero(kind, self.target.extra_pairs), name=name
         )
-        if self.extra_pairs and kind.signed:
+        if self.target.extra_pairs and kind.signed:
             self._shifted.add(result)
         return result
 
@@ -117,7 +108,7 @@ class QdqWriter:
         """Define the result of ``node`` from its float32 values."""
         name = f'{self.prefix}{node.name}'
         if node.type.is_codes:
-            v = self._quantized(v, node.type, name)
+            v = self._quantized(v, self.types[node.name], name)
         self._define(node, v)
 
     def _pair(self, node: ir.Node, v: str) -> str:
@@ -167,7 +158,7 @@ class QdqWriter:
         g, name = self.g, f'{self.prefix}{node.name}'
         folded = folded_weights(
             self.constants[node.weight], self.constants[node.multiplier],
-            self.constants[node.bias], self.types[node.x].step_exponent,
+            self.constants[node.bias], self.steps[node.x],
         )  # fmt: skip
         codes, axis = (folded.codes.T, 1) if kind == 'MatMul' else (folded.codes, 0)
         codes = g.constant(codes, np.int8, name=f'{name}.weight')
@@ -193,7 +184,7 @@ class QdqWriter:
         fused &= node.activation == 'identity' or not node.type.signed
         # Only a range that ends at or below 6 makes saturation do what the clip does.
         fused &= node.activation != 'relu6' or (node.type.exponent or 0) <= 2
-        if self.extra_pairs and node.type.is_codes and not fused:
+        if self.target.extra_pairs and node.type.is_codes and not fused:
             v = self._pair(node, v)
         if first:
             v = self.g.op('Add', v, self._value(node.residual))
@@ -207,6 +198,11 @@ class QdqWriter:
         self._finish(node, self._activated(v, node.activation, node.slope))
 
     def _concat(self, node: ir.Concat) -> None:
+        if self.target.concat_codes:
+            codes = [self.names[name] for name in node.tensors]
+            name = f'{self.prefix}{node.name}'
+            self._define(node, self.g.op('Concat', *codes, axis=1, name=name))
+            return
         values = [self._value(name) for name in node.tensors]
         self._finish(node, self.g.op('Concat', *values, axis=1))
 

@@ -1,0 +1,133 @@
+"""Exported files: what is written, refused and read again, and what it detects."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from mmclipq.apis import Int8Inferencer
+from mmclipq.apis.export_file import ExportOptions, export_file
+from mmclipq.apis.exported_detector import load_detector, load_exported
+from mmclipq.errors import ClipQError
+
+onnx = pytest.importorskip('onnx')
+
+
+@pytest.fixture(scope='module', params=['onnx', 'openvino'])
+def exported(request, intact, tmp_path_factory):
+    pytest.importorskip({'onnx': 'onnxruntime', 'openvino': 'openvino'}[request.param])
+    suffix = {'onnx': '.onnx', 'openvino': '.xml'}[request.param]
+    path = tmp_path_factory.mktemp('exported') / f'model{suffix}'
+    export_file(intact, path, ExportOptions(format=request.param, end2end=True))
+    return path
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('pictures')
+    random = np.random.default_rng(0)
+    for index in range(3):
+        pixels = random.integers(0, 256, (96, 128, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f'{index}.png'), cv2.blur(pixels, (7, 7)))
+    return folder
+
+
+def test_the_inferencer_takes_it(exported, intact, pictures):
+    wanted = Int8Inferencer(intact, show_progress=False)(str(pictures))['predictions']
+    found = Int8Inferencer(exported, show_progress=False)(str(pictures))['predictions']
+    assert len(found) == 3
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert len(ours['scores']) == pytest.approx(len(theirs['scores']), abs=3)
+        count = min(5, len(theirs['scores']))
+        # Single codes differ between runtimes.
+        np.testing.assert_allclose(ours['scores'][:count], theirs['scores'][:count], atol=0.05)
+    assert sum(len(theirs['scores']) for theirs in wanted)
+
+
+def test_it_carries_what_it_needs(exported):
+    detector = load_exported(exported)
+    assert detector.dataset_meta['classes'] == tuple('0123456789')
+    assert detector.cfg.test_dataloader.dataset.pipeline[0]['type'].endswith('LoadImageFromFile')
+    assert detector.data_preprocessor.pad_size_divisor == 32
+    assert detector.runtime in ('onnxruntime', 'openvino')
+    with pytest.raises(ClipQError, match="found backend 'cpu', wanted auto or"):
+        load_detector(exported, backend='cpu')
+
+
+def test_weights_are_a_quarter(exported, intact):
+    size = sum(p.stat().st_size for p in exported.parent.iterdir())
+    if exported.suffix == '.onnx':
+        model = onnx.load(exported)
+        weights = sum(np.prod(i.dims) for i in model.graph.initializer if i.data_type == 3)
+        assert weights < size < 1.35 * weights  # names take the rest in so small a model
+        texts = {p.key: p.value for p in model.metadata_props}
+        assert json.loads(texts['classes']) == list('0123456789')
+        assert json.loads(texts['mean'])
+        assert texts['channel_order'] in ('RGB', 'BGR')
+    assert 'mmclipq' in exported.read_bytes().decode('latin1')
+
+
+def test_a_graph_alone_is_no_detector(intact, tmp_path):
+    pytest.importorskip('onnxruntime')
+    (written,) = export_file(intact, tmp_path / 'dense.onnx')
+    with pytest.raises(ClipQError, match='found no end-to-end model, wanted one that'):
+        load_exported(written)
+    (tmp_path / 'broken.onnx').write_bytes(b'no model')
+    with pytest.raises(ClipQError, match=r'broken\.onnx: found no readable model'):
+        load_exported(tmp_path / 'broken.onnx')
+
+
+@pytest.mark.parametrize(
+    ('name', 'options', 'message'),
+    [
+        ('a.onnx', dict(format='tflite'), "found format 'tflite', wanted one of"),
+        ('a.txt', {}, r'a\.txt: found another ending, wanted an output file named \*\.onnx'),
+        ('a.onnx', dict(score_thr=0.5), 'found --score-thr or --iou-thr alone'),
+        ('a.onnx', dict(end2end=True, iou_thr=2.0), 'found IoU threshold 2.0, wanted 0 to 1'),
+        ('a.json', dict(format='table', end2end=True), 'found --end2end with --format table'),
+        ('a.onnx', dict(opset=9), 'found opset 9'),
+        ('a.onnx', dict(target='left'), "found target 'left'"),
+    ],
+)
+def test_wrong_options_write_nothing(intact, tmp_path, name, options, message):
+    with pytest.raises(ClipQError, match=message):
+        export_file(intact, tmp_path / name, ExportOptions(**options))
+    assert not list(tmp_path.iterdir())
+
+
+def test_table_and_header_are_written(intact, tmp_path):
+    files = export_file(intact, tmp_path / 'table.json', ExportOptions(format='table'))
+    assert sorted(path.name for path in files) == ['table.h', 'table.json']
+    content = json.loads((tmp_path / 'table.json').read_text())
+    assert content['multiplier_relative_error'] <= 2.0**-31
+    assert len(content['graphs'][0]['products']) > 50
+
+
+def test_interrupted_writing_leaves_nothing(intact, tmp_path, monkeypatch):
+    def interrupted(self, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, 'replace', interrupted)
+    monkeypatch.setattr('os.replace', lambda *a: interrupted(None, None))
+    with pytest.raises(KeyboardInterrupt):
+        export_file(intact, tmp_path / 'a.onnx')
+    assert not list(tmp_path.iterdir())
+
+
+def test_boxes_of_detectors_that_clip_stay_inside(exported):
+    detector = load_exported(exported)
+    detector._clip_border = True
+    images = torch.randn(2, 3, 96, 128)
+    from mmclipq.detector import plain_samples
+
+    samples = plain_samples(images)
+    for sample in samples:
+        sample.set_metainfo({'img_shape': (50, 60)})
+    for sample in detector.predict(images, samples):
+        boxes = sample.pred_instances.bboxes
+        assert boxes.min() >= 0
+        assert boxes[:, 0::2].max() <= 60
+        assert boxes[:, 1::2].max() <= 50
