@@ -20,6 +20,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument('file', help='.clipq file')
     parser.add_argument('--backend', default='onnxruntime', help='onnxruntime or openvino')
     parser.add_argument('--images', type=int, default=4, help='number of images (default: 4)')
+    parser.add_argument('--table', action='store_true', help='also a Markdown table of all tensors')
     args = parser.parse_args(arguments)
     check_file(args.config, 'a detector config')
     check_file(args.file, 'a .clipq file')
@@ -35,7 +36,10 @@ def main(arguments: list[str]) -> None:
 
     detector = load_int8(args.file)
     batches = config_batches(Config.fromfile(args.config), args.images)
-    print(compare_runtime(detector, load_parts(args.file), batches, args.backend))
+    report = compare_runtime(detector, load_parts(args.file), batches, args.backend)
+    print(report)
+    if args.table:
+        print(f'\n{report.table()}')
 
 
 if __name__ == '__main__':

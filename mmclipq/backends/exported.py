@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ClipQError
 from ..exporters.onnx_file import graph_model
-from ..exporters.qdq import refs_by_name
+from ..exporters.qdq import leaves_by_name
 from ..exporters.targets import DEFAULT_TARGET
 from ..graph import ir
 from .base import Backend
@@ -33,7 +33,7 @@ class ExportedBackend(Backend):
         self._model = graph_model(graph, islands, target=self.target)
         self._execute = self.compile(self._model)
         self._inputs = [node for node in graph.nodes if isinstance(node, ir.Input)]
-        self._outputs = refs_by_name(graph.outputs)
+        self._outputs = leaves_by_name(graph.outputs)
         self._observed: Any = None
 
     def _method(self, node: ir.Node) -> None:

@@ -17,6 +17,8 @@ from ..apis.quantize import preprocessed
 from ..backends import Backend, build_backend
 from ..detector import Int8Parts
 from ..exporters.onnx_file import graph_model
+from ..exporters.qdq import leaves_by_name
+from ..graph import ir
 from ..graph.rounded import CodeDifference, compare_codes
 
 
@@ -26,9 +28,12 @@ class RuntimeReport:
 
     Attributes:
         runtime: Name of the backend.
-        images: Number of batches.
+        images: Number of images.
         codes: Per tensor, the runtime's codes against the reference's, each of both running freely.
-        first: The first tensor in execution order with a differing code, or None.
+        parted: Tensors with differing codes of an image batch on which no tensor that they depend
+            on has any, with their largest difference there: the places where both part.
+        outputs: Per float32 output of the deployed graph, the largest difference, and the largest
+            value of the reference.
         integer: Layers that the runtime executes in 8-bit integers.
         other: Layers that it does not, with the operation that stands for them.
         bytes: Of the exported models.
@@ -38,7 +43,8 @@ class RuntimeReport:
     runtime: str
     images: int = 0
     codes: dict[str, CodeDifference] = field(default_factory=dict)
-    first: str | None = None
+    parted: dict[str, int] = field(default_factory=dict)
+    outputs: dict[str, tuple[float, float]] = field(default_factory=dict)
     integer: list[str] = field(default_factory=list)
     other: dict[str, str] = field(default_factory=dict)
     bytes: int = 0
@@ -52,15 +58,16 @@ class RuntimeReport:
             f'{self.runtime}, {self.images} images, {len(self.codes)} tensors: {differing} of '
             f'{total} codes differ ({differing / max(total, 1):.3%}), at most by {largest} step(s)'
         ]
-        if self.first is not None:
-            d = self.codes[self.first]
+        if self.parted:
             lines.append(
-                f'first in {self.first}: {d.differing} of {d.total} ({d.rate:.4%}), at most by '
-                f'{d.largest} step(s)'
+                f'they part first in {len(self.parted)} tensors, there at most by '
+                f'{max(self.parted.values())} step(s): {", ".join(self.parted)}'
             )
         for name, d in sorted(self.codes.items(), key=lambda item: -item[1].rate)[:5]:
             if d.differing:
                 lines.append(f'  {name}: {d.rate:.3%}, at most by {d.largest} step(s)')
+        for name, (apart, largest) in self.outputs.items():
+            lines.append(f'output {name}: at most {apart:.4g} apart, of values up to {largest:.4g}')
         count = len(self.integer) + len(self.other)
         lines.append(f'{len(self.integer)} of {count} layers run in 8-bit integers')
         kinds: dict[str, list[str]] = {}
@@ -74,6 +81,13 @@ class RuntimeReport:
         )
         return '\n'.join(lines)
 
+    def table(self) -> str:
+        """Share of differing codes and largest difference of every tensor, in Markdown."""
+        lines = ['| tensor | codes | differ | at most, steps |', '|---|---|---|---|']
+        for name, d in self.codes.items():
+            lines.append(f'| {name} | {d.total} | {d.rate:.4%} | {d.largest} |')
+        return '\n'.join(lines)
+
 
 class _Watched:
     """Runs a part on the reference and in the runtime on the same inputs, and counts.
@@ -85,14 +99,34 @@ class _Watched:
         self._reference, self._other, self._report = reference, other, report
 
     def run(self, *inputs: Tensor) -> Any:
+        graph, report = self._reference.graph, self._report
         wanted, found = self._reference.codes(*inputs), self._other.codes(*inputs)
-        for name, codes in wanted.items():
-            new = compare_codes(found[name], codes)
-            old = self._report.codes.get(name, CodeDifference(0, 0, 0))
-            self._report.codes[name] = CodeDifference(
+        apart: set[str] = set()  # tensors that differ or depend on one that does
+        for node in graph.nodes:
+            if isinstance(node, ir.Input):
+                continue
+            inherited = not apart.isdisjoint(node.inputs)
+            if inherited:
+                apart.add(node.name)
+            if not node.type.is_codes:
+                continue
+            new = compare_codes(found[node.name], wanted[node.name])
+            old = report.codes.get(node.name, CodeDifference(0, 0, 0))
+            report.codes[node.name] = CodeDifference(
                 old.differing + new.differing, old.total + new.total, max(old.largest, new.largest)
             )
-        return self._reference.run(*inputs)
+            if new.differing and not inherited:
+                apart.add(node.name)
+                report.parted[node.name] = max(report.parted.get(node.name, 0), new.largest)
+        result = self._reference.run(*inputs)
+        # With every tensor as an output a runtime may fuse less than in the deployed graph.
+        deployed = leaves_by_name(self._other.run(*inputs))
+        for name, values in leaves_by_name(result).items():
+            if values.is_floating_point() and values.numel():
+                distance = float((deployed[name] - values).abs().max())
+                old = report.outputs.get(name, (0.0, 0.0))
+                report.outputs[name] = max(old[0], distance), max(old[1], float(values.abs().max()))
+        return result
 
 
 def compare_runtime(
@@ -132,7 +166,6 @@ def compare_runtime(
         for images, samples in preprocessed(detector, batches):
             report.images += len(images)
             detector.predict(images, samples)
-    report.first = next((name for name, d in report.codes.items() if d.differing), None)
     return report
 
 

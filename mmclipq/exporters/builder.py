@@ -75,17 +75,17 @@ class OnnxBuilder:
         base = name or kind.lower()
         outputs = [self.unique(base) for _ in range(count)]
         self.nodes.append(
-            self.onnx.helper.make_node(
-                kind, list(inputs), outputs, name=f'{kind}:{outputs[0]}', **attributes
-            )
+            self.onnx.helper.make_node(kind, list(inputs), outputs, name=outputs[0], **attributes)
         )
         return outputs
 
     def constant(self, value: Any, dtype: Any = None, name: str | None = None) -> str:
-        """An initializer; small unnamed ones of equal content are stored once."""
+        """An initializer; unnamed ones of equal content that are small or zero are stored once."""
         array = np.ascontiguousarray(value, dtype=dtype)
         array = array.reshape(np.shape(value))
-        key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= 8 else None
+        key = None
+        if array.size <= 8 or not array.any():
+            key = (array.dtype.str, array.shape, array.tobytes())
         if name is None and key in self._shared:
             return self._shared[key]
         result = self.unique(name or 'constant')

@@ -10,7 +10,7 @@ from torch import nn
 from ..graph import ir
 from .builder import DEFAULT_IR, DEFAULT_OPSET, OnnxBuilder
 from .placement import check_placement
-from .qdq import QdqWriter, refs_by_name
+from .qdq import QdqWriter, leaves_by_name
 from .targets import DEFAULT_TARGET, target_of
 
 
@@ -89,7 +89,7 @@ def graph_model(
     writer = QdqWriter(g, target, islands)
     writer.add(graph, inputs)
     types = {name: kind_of(kind) for name, kind in graph.tensors.items()}
-    for name, ref in refs_by_name(graph.outputs).items():
+    for name, ref in leaves_by_name(graph.outputs).items():
         g.output(writer.plain(ref.name), name, dtype_of(types[ref.name]), None)
     if all_codes:
         for name, kind in types.items():

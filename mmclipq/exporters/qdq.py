@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -170,9 +171,9 @@ class QdqWriter:
         shape = (-1, 1, 1) if kind == 'Conv' else (-1,)
         if folded.sign is None and kind != 'MatMul':
             bias = g.constant(folded.bias, np.float32, name=f'{name}.bias')
-            v = g.op(kind, self._value(node.x), weight, bias, **attributes)
+            v = g.op(kind, self._value(node.x), weight, bias, name=f'{name}.sum', **attributes)
         else:
-            v = g.op(kind, self._value(node.x), weight, **attributes)
+            v = g.op(kind, self._value(node.x), weight, name=f'{name}.sum', **attributes)
             if folded.sign is not None:
                 v = g.op('Mul', v, g.constant(folded.sign.reshape(shape), np.float32))
             v = g.op('Add', v, g.constant(folded.bias.reshape(shape), np.float32))
@@ -288,16 +289,13 @@ def roi_align(g: OnnxBuilder, node: ir.RoIAlign, levels: Sequence[str], rois: st
     return g.op('Gather', together, inverse, axis=0)
 
 
-def refs_by_name(outputs: object, path: str = '') -> Mapping[str, ir.Ref]:
-    """Leaves of a graph's outputs by the name that files give them, in order."""
-    if isinstance(outputs, ir.Ref):
+def leaves_by_name(outputs: Any, path: str = '') -> dict[str, Any]:
+    """Leaves of a graph's outputs, references or tensors, by the name that files give them."""
+    if not isinstance(outputs, (Mapping, tuple, list)):
         return {path or 'output': outputs}
     items = outputs.items() if isinstance(outputs, Mapping) else enumerate(outputs)
-    found: dict[str, ir.Ref] = {}
+    found: dict[str, Any] = {}
     for key, value in items:
-        found |= refs_by_name(
-            value,
-            f'{path or "output" * (not isinstance(key, str))}'
-            f'{"_" if path or not isinstance(key, str) else ""}{key}',
-        )
+        first = key if isinstance(key, str) else f'output_{key}'
+        found |= leaves_by_name(value, f'{path}_{key}' if path else first)
     return found

@@ -28,8 +28,14 @@ def test_report(cfg, checkpoints, runtime):
     assert len(report.integer) >= len(layers) - len(floats) > 50
     codes = [n for n, kind in parts.graph.tensors.items() if kind.is_codes]
     assert list(report.codes) == codes
-    assert report.first is None or report.codes[report.first].largest == 1
-    assert 0.25 < report.bytes / report.float_bytes < 0.4
+    assert all(largest == 1 for largest in report.parted.values())
+    assert all(report.codes[name].differing for name in report.parted)
+    # The deployed graph, not only the one whose every tensor is an output.
+    assert sorted(report.outputs) == ['head_0_0', 'head_0_1', 'head_0_2']
+    assert all(apart < 0.5 * largest for apart, largest in report.outputs.values())
+    assert report.table().count('\n') == len(codes) + 1
+    # Scales, biases and names weigh more beside so few weights.
+    assert 0.25 < report.bytes / report.float_bytes < 0.29
     text = str(report)
     assert text.startswith(f'{runtime}, 2 images, {len(codes)} tensors: ')
     assert f'{len(report.integer)} of {len(layers)} layers run in 8-bit integers' in text
