@@ -15,10 +15,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument('--opset', type=int, default=17, help='ONNX operator set (default: 17)')
     parser.add_argument('--ir-version', type=int, help='ONNX IR version (default: 8 or 9)')
     parser.add_argument(
-        '--target', choices=('standard', 'tensorrt', 'onnxruntime', 'openvino'),
-        help='what runs the file: standard (default for onnx) fits most; tensorrt has int8 alone; '
-        'onnxruntime lets leaky relu and residuals run on integers there; openvino is the default '
-        'for that format',
+        '--target', choices=('standard', 'onnxruntime', 'tensorrt'), default='standard',
+        help='what runs the file: standard (default) is exact and fits most; onnxruntime lets '
+        'leaky relu and residuals run on integers there; tensorrt has int8 alone',
     )  # fmt: skip
     parser.add_argument('--end2end', action='store_true', help='image in, boxes out')
     parser.add_argument('--score-thr', type=float, help="lowest score (default: the config's)")

@@ -24,6 +24,8 @@ def main(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     check_file(args.config, 'a detector config')
     check_file(args.file, 'a .clipq file')
+    if args.images < 1:
+        raise ClipQError(f'--images: found {args.images}, wanted at least 1')
     if args.backend not in ('onnxruntime', 'openvino'):
         raise ClipQError(f'--backend: found {args.backend!r}, wanted onnxruntime or openvino')
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,7 @@ class ExportOptions:
         format: A key of :data:`FORMATS`.
         opset: Version of ONNX's operator set.
         ir_version: Version of ONNX's file format.
-        target: What runs the file, see :mod:`mmclipq.exporters.targets`; by default ``openvino``
-            for that format and ``standard`` for ONNX.
+        target: What runs the file, see :mod:`mmclipq.exporters.targets`.
         end2end: Decoding and NMS inside.
         score_thr: Lowest score, by default the config's.
         iou_thr: IoU of suppression, by default the config's.
@@ -44,7 +44,7 @@ class ExportOptions:
     format: str = 'onnx'
     opset: int = DEFAULT_OPSET
     ir_version: int = DEFAULT_IR
-    target: str | None = None
+    target: str = DEFAULT_TARGET
     end2end: bool = False
     score_thr: float | None = None
     iou_thr: float | None = None
@@ -56,6 +56,8 @@ def _check(out: Path, options: ExportOptions) -> None:
     wanted = FORMATS[options.format]
     if out.suffix != wanted:
         raise ClipQError(f'{out}: found another ending, wanted an output file named *{wanted}')
+    if out.is_dir():
+        raise ClipQError(f'{out}: found a folder, wanted the name of a file to write')
     given = options.score_thr is not None or options.iou_thr is not None
     if given and not options.end2end:
         raise ClipQError('found --score-thr or --iou-thr alone, wanted --end2end with them')
@@ -70,38 +72,36 @@ def _check(out: Path, options: ExportOptions) -> None:
     if reason := missing(*needed):
         raise ClipQError(reason)
     check_versions(options.opset, options.ir_version)
-    target_of(_target(options))
+    target_of(options.target)
 
 
-def _target(options: ExportOptions) -> str:
-    return options.target or ('openvino' if options.format == 'openvino' else DEFAULT_TARGET)
-
-
-def _models(path: str | os.PathLike, options: ExportOptions) -> dict[str, Any]:
-    """ONNX models of a ``.clipq`` file by the suffix of their file name."""
+def _models(path: str | os.PathLike, options: ExportOptions) -> Iterator[tuple[str, Any]]:
+    """Suffixes of file names with the ONNX models of a ``.clipq`` file, built one at a time."""
     artifact = load_artifact(path)
     detector = load_int8(path, backend='reference')
-    common = dict(target=_target(options), opset=options.opset, ir_version=options.ir_version)
+    common = dict(target=options.target, opset=options.opset, ir_version=options.ir_version)
     facts = metadata(artifact.config, artifact.meta)
     if options.end2end:
-        return {
-            '': end2end_model(
-                detector, artifact.graphs, facts, score_thr=options.score_thr,
-                iou_thr=options.iou_thr, **common,
-            )
-        }  # fmt: skip
-    suffixes = ['', *(f'_boxes{n or ""}' for n in range(len(artifact.graphs) - 1))]
-    return {
-        suffix: graph_model(
-            graph, detector, metadata={**facts, 'part': suffix.lstrip('_') or 'dense'}, **common
-        )
-        for suffix, graph in zip(suffixes, artifact.graphs, strict=True)
-    }
+        thresholds = dict(score_thr=options.score_thr, iou_thr=options.iou_thr)
+        yield '', end2end_model(detector, artifact.graphs, facts, **thresholds, **common)
+        return
+    for number, graph in enumerate(artifact.graphs):
+        suffix = f'_boxes{number - 1 or ""}' if number else ''
+        facts['part'] = suffix.lstrip('_') or 'dense'
+        yield suffix, graph_model(graph, detector, metadata=facts, **common)
+
+
+def _plain(text: str) -> Any:
+    """What a metadata string holds: JSON, or itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _table_files(path: str | os.PathLike, out: Path) -> dict[Path, bytes]:
     artifact = load_artifact(path)
-    facts = metadata(artifact.config, artifact.meta)
+    facts = {key: _plain(text) for key, text in metadata(artifact.config, artifact.meta).items()}
     error = multiplier_error(artifact.graphs)
     content = table(artifact.graphs, {**facts, 'multiplier_relative_error': error})
     text = json.dumps(content, indent=1)
@@ -119,7 +119,7 @@ def export_file(
 
     Raises:
         ClipQError: for a damaged file, wrong options, missing packages, or a step that the format
-            cannot express.
+            cannot express; or if the files cannot be written.
     """
     out, options = Path(out), options or ExportOptions()
     _check(out, options)
@@ -127,7 +127,7 @@ def export_file(
         files = _table_files(path, out)
     else:
         files = {}
-        for suffix, model in tqdm(_models(path, options).items(), desc='export', unit='graph'):
+        for suffix, model in tqdm(_models(path, options), desc='export', unit='graph'):
             file = out.with_name(f'{out.stem}{suffix}{out.suffix}')
             if options.format == 'onnx':
                 files[file] = model.SerializeToString()
@@ -137,5 +137,8 @@ def export_file(
             # The weights come first: an .xml file is then never without them.
             files |= {file.with_suffix('.bin'): weights, file: xml}
     for file, content in files.items():
-        write_atomically(file, content)
+        try:
+            write_atomically(file, content)
+        except OSError as error:
+            raise ClipQError(f'{file}: found {error}, wanted a place to write to') from error
     return {file: len(content) for file, content in files.items()}

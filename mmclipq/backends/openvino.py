@@ -30,7 +30,6 @@ class OpenVinoBackend(ExportedBackend):
     """The exported graph in OpenVINO on the CPU."""
 
     name = 'openvino'
-    target = 'openvino'
 
     @staticmethod
     def unavailable(device: str) -> str:

@@ -203,6 +203,8 @@ class QdqWriter:
             codes = [self.names[name] for name in node.tensors]
             name = f'{self.prefix}{node.name}'
             self._define(node, self.g.op('Concat', *codes, axis=1, name=name))
+            if not self._shifted.isdisjoint(codes):
+                self._shifted.add(self.names[node.name])
             return
         values = [self._value(name) for name in node.tensors]
         self._finish(node, self.g.op('Concat', *values, axis=1))

@@ -2,14 +2,12 @@
 
 ``standard`` has one QuantizeLinear after each activation or residual addition, where TensorRT's
 explicit quantization fuses it: the arithmetic of the reference up to float32 summation order.
-Zero points are 0, and tensors that cannot be negative are uint8.
+Zero points are 0, tensors that cannot be negative are uint8, and concatenation joins codes: behind
+a concatenation of signed values, which OpenVINO 2026.4 shifts to uint8, its convolution is off by
+many steps.
 
 ``tensorrt`` is the same with int8 alone, because TensorRT's parser refuses uint8: such a tensor
-keeps its range and has twice the step.
-
-``openvino`` is ``standard`` with concatenation of the codes themselves. OpenVINO 2026.4 shifts
-signed codes to uint8, and its convolution behind a concatenation of values is then off by many
-steps.
+keeps its range and has twice the step. There concatenation joins values.
 
 ``onnxruntime`` is ``standard`` with a pair between a convolution and an activation or addition that
 ONNX Runtime's integer convolution cannot contain. ONNX Runtime also wants a convolution's input and
@@ -40,7 +38,7 @@ class Target:
     """
 
     extra_pairs: bool = False
-    concat_codes: bool = False
+    concat_codes: bool = True
     unsigned: bool = True
     fuses: bool = True
 
@@ -53,8 +51,7 @@ class Target:
 
 TARGETS = {
     'standard': Target(),
-    'tensorrt': Target(unsigned=False),
-    'openvino': Target(concat_codes=True),
+    'tensorrt': Target(concat_codes=False, unsigned=False),
     'onnxruntime': Target(extra_pairs=True, fuses=False),
 }
 DEFAULT_TARGET = 'standard'

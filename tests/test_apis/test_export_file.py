@@ -103,7 +103,19 @@ def test_table_and_header_are_written(intact, tmp_path):
     assert sorted(path.name for path in files) == ['table.h', 'table.json']
     content = json.loads((tmp_path / 'table.json').read_text())
     assert content['multiplier_relative_error'] <= 2.0**-31
+    assert content['classes'] == list('0123456789')
     assert len(content['graphs'][0]['products']) > 50
+
+
+def test_a_place_that_cannot_be_written_is_named(intact, tmp_path):
+    (tmp_path / 'folder.onnx').mkdir()
+    with pytest.raises(
+        ClipQError, match=r'folder\.onnx: found a folder, wanted the name of a file'
+    ):
+        export_file(intact, tmp_path / 'folder.onnx')
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(ClipQError, match=r'a\.onnx: found .*, wanted a place to write to'):
+        export_file(intact, tmp_path / 'file' / 'a.onnx')
 
 
 def test_interrupted_writing_leaves_nothing(intact, tmp_path, monkeypatch):

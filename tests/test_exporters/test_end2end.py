@@ -71,7 +71,7 @@ def test_detections_are_the_detectors(name):
     model = build(name)
     side = 300 if name == 'ssd' else 96
     parts = quantize(model, [torch.randn(1, 3, side, side)])
-    exported = end2end_model(model, parts.graphs, {}, target='openvino')
+    exported = end2end_model(model, parts.graphs, {})
     # The same runtime computes the graphs on both sides, so that the decoding alone is compared.
     detector = to_int8(model, parts, 'openvino')
     shapes = [(1, side, side), (2, side, side + 64), (4, side - 32, side)]
