@@ -2,7 +2,8 @@
 """Compare exported graphs in another runtime with the reference, tensor by tensor.
 
 Counts differing codes on images of the config's data, the layers that the runtime executes in 8-bit
-integers, and the size of the exported models.
+integers, and the size of the exported models. ``--backend table`` executes the table of exponents
+that ``tools/export.py --format table`` writes, in integers.
 """
 
 import argparse
@@ -18,7 +19,9 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument('config', help='config that the file was made with')
     parser.add_argument('file', help='.clipq file')
-    parser.add_argument('--backend', default='onnxruntime', help='onnxruntime or openvino')
+    parser.add_argument(
+        '--backend', default='onnxruntime', help='onnxruntime (default), openvino or table'
+    )
     parser.add_argument('--images', type=int, default=4, help='number of images (default: 4)')
     parser.add_argument('--table', action='store_true', help='also a Markdown table of all tensors')
     args = parser.parse_args(arguments)
@@ -26,8 +29,10 @@ def main(arguments: list[str]) -> None:
     check_file(args.file, 'a .clipq file')
     if args.images < 1:
         raise ClipQError(f'--images: found {args.images}, wanted at least 1')
-    if args.backend not in ('onnxruntime', 'openvino'):
-        raise ClipQError(f'--backend: found {args.backend!r}, wanted onnxruntime or openvino')
+    if args.backend not in ('onnxruntime', 'openvino', 'table'):
+        raise ClipQError(
+            f'--backend: found {args.backend!r}, wanted onnxruntime, openvino or table'
+        )
 
     from mmengine.config import Config
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..apis.quantize import preprocessed
-from ..backends import Backend, build_backend
+from ..backends import Backend, build_backend, table  # noqa: F401  (registered here)
 from ..detector import Int8Parts
 from ..exporters.onnx_file import graph_model
 from ..exporters.qdq import leaves_by_name
@@ -69,6 +69,8 @@ class RuntimeReport:
         for name, (apart, largest) in self.outputs.items():
             lines.append(f'output {name}: at most {apart:.4g} apart, of values up to {largest:.4g}')
         count = len(self.integer) + len(self.other)
+        if not count:
+            return '\n'.join(lines)
         lines.append(f'{len(self.integer)} of {count} layers run in 8-bit integers')
         kinds: dict[str, list[str]] = {}
         for name, kind in self.other.items():
@@ -138,7 +140,7 @@ def compare_runtime(
         detector: An :class:`Int8Detector`.
         parts: Its integer graphs.
         batches: What a data loader gives, or preprocessed images.
-        runtime: ``'onnxruntime'`` or ``'openvino'``.
+        runtime: ``'onnxruntime'``, ``'openvino'``, or ``'table'`` for the table of exponents.
 
     Raises:
         ClipQError: if the runtime is not installed, or a node has no exported form.
@@ -149,6 +151,8 @@ def compare_runtime(
         reference = build_backend('auto', graph, detector)
         other = build_backend(runtime, graph, detector)
         watched.append(_Watched(reference, other, report))
+        if runtime not in _LAYERS:
+            continue
         model = graph_model(graph, detector, target=other.target)
         integer, left = _LAYERS[runtime](model, [node.name for node in graph.products()])
         report.integer += integer

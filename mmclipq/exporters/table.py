@@ -1,11 +1,12 @@
 """Power-of-two exponents and integer multipliers for fixed-point toolchains.
 
-The tables are checked numerically (:func:`multiplier_error`); they were not run on such hardware.
 A product's multiplier to output codes, ``m = multiplier / output step``, is written as
-``mantissa * 2**-shift`` with a mantissa of 31 bits, and the bias as an int32 in units of
-``multiplier``. Integer hardware then rounds ``(acc + bias) * mantissa >> shift`` once, where the
-reference rounds the float32 product and the float32 sum before it rounds to codes: single codes at
-midpoints may differ by one step.
+``mantissa * 2**-shift`` with a mantissa of 31 bits, the bias as an int32 in units of
+``multiplier``, and the slope of a leaky relu in units of ``2**-16``. Integer hardware then rounds
+``(acc + bias) * mantissa >> shift`` once, where the reference rounds the float32 product and the
+float32 sum before it rounds to codes: single codes may differ by one step. The backend ``table``
+executes exactly these integers, so the tables are checked numerically; they were not run on such
+hardware.
 """
 
 from __future__ import annotations
@@ -19,22 +20,30 @@ import numpy as np
 
 from ..graph import ir
 
-_BITS = 31
-NOTE = 'checked numerically by the writer; not run on fixed-point hardware'
+_BITS, _MAX_SHIFT = 31, 47
+SLOPE_BITS = 16
+"""Bits behind the point of a leaky relu's slope."""
+NOTE = 'checked numerically; not run on fixed-point hardware'
 
 
 def mantissa_and_shift(value: float) -> tuple[int, int]:
-    """``value`` as ``mantissa * 2**-shift``; the mantissa is 0 or has 31 bits."""
+    """``value`` as ``mantissa * 2**-shift``.
+
+    The mantissa has 31 bits, or fewer where the shift reaches its limit of 47, beyond which a
+    residual of 8 bits would leave 64 bits; for 0 it is 0.
+    """
     if value == 0 or not math.isfinite(value):
-        return 0, 0
+        return 0, _BITS
     fraction, exponent = math.frexp(value)
-    mantissa = round(fraction * 2**_BITS)
+    shift = min(_BITS - exponent, _MAX_SHIFT)
+    mantissa = round(math.ldexp(fraction, exponent + shift))
     if abs(mantissa) == 2**_BITS:
-        mantissa, exponent = mantissa // 2, exponent + 1
-    return mantissa, _BITS - exponent
+        return mantissa // 2, shift - 1
+    return mantissa, shift
 
 
-def _product(graph: ir.Int8Graph, node: ir.Product) -> dict[str, Any]:
+def product_entry(graph: ir.Int8Graph, node: ir.Product) -> dict[str, Any]:
+    """Integers of one product as JSON-like data."""
     types, constants = graph.tensors, graph.constants
     factor = constants[node.multiplier].double().numpy()
     bias = constants[node.bias].double().numpy()
@@ -56,8 +65,9 @@ def _product(graph: ir.Int8Graph, node: ir.Product) -> dict[str, Any]:
             (np.abs(units) > limit).any() or ((factor == 0) & (bias != 0)).any()
         ),
         'activation': node.activation,
-        'slope': node.slope,
+        'slope': round(node.slope * 2**SLOPE_BITS),
         'residual': node.residual,
+        'residual_last': node.residual_last,
     }
 
 
@@ -82,7 +92,7 @@ def table(graphs: Sequence[ir.Int8Graph], facts: dict[str, Any]) -> dict[str, An
                     for name, kind in graph.tensors.items()
                     if kind.is_codes
                 },
-                'products': [_product(graph, node) for node in graph.products()],
+                'products': [product_entry(graph, node) for node in graph.products()],
             }
             for graph in graphs
         ],
@@ -90,15 +100,20 @@ def table(graphs: Sequence[ir.Int8Graph], facts: dict[str, Any]) -> dict[str, An
 
 
 def multiplier_error(graphs: Sequence[ir.Int8Graph]) -> float:
-    """Largest relative error of the integer multipliers; at most ``2**-31``."""
+    """Largest error of the integer multipliers, relative for those of 31 bits.
+
+    The others are so small that it is given in output steps of a sum of ``2**24``.
+    """
     worst = 0.0
     for graph in graphs:
         for node in graph.products():
             step = math.ldexp(1.0, node.type.step_exponent) if node.type.is_codes else 1.0
             for value in graph.constants[node.multiplier].double().tolist():
-                mantissa, shift = mantissa_and_shift(value / step)
-                if value:
-                    worst = max(worst, abs(math.ldexp(mantissa, -shift) * step / value - 1))
+                wanted = value / step
+                mantissa, shift = mantissa_and_shift(wanted)
+                error = abs(math.ldexp(mantissa, -shift) - wanted)
+                small = abs(wanted) < 2.0 ** (_BITS - 1 - _MAX_SHIFT)
+                worst = max(worst, error * 2.0**24 if small else error / abs(wanted))
     return worst
 
 
@@ -126,6 +141,8 @@ def c_header(content: dict[str, Any]) -> str:
                 lines.append(
                     f'static const {kind} {stem}_{key}[{len(product[key])}] = {{{values}}};'
                 )
+            if product['activation'] == 'leaky_relu':
+                lines.append(f'static const int32_t {stem}_slope = {product["slope"]};')
     return '\n'.join([*lines, '', '#endif', ''])
 
 
