@@ -11,6 +11,7 @@ import torch
 from mmclipq.apis import Int8Inferencer
 from mmclipq.apis.export_file import ExportOptions, export_file
 from mmclipq.apis.exported_detector import load_detector, load_exported
+from mmclipq.detector import plain_samples
 from mmclipq.errors import ClipQError
 
 onnx = pytest.importorskip('onnx')
@@ -45,6 +46,21 @@ def test_the_inferencer_takes_it(exported, intact, pictures):
         # Single codes differ between runtimes.
         np.testing.assert_allclose(ours['scores'][:count], theirs['scores'][:count], atol=0.05)
     assert sum(len(theirs['scores']) for theirs in wanted)
+
+
+@pytest.mark.parametrize('size', [(64, 96), (96, 96), (160, 128)])
+def test_batch_and_size_are_dynamic(exported, size):
+    """Four images at once give what each of them gives alone."""
+    detector = load_exported(exported)
+    images = torch.rand(4, 3, *size, generator=torch.Generator().manual_seed(0))
+    together = detector.predict(images, plain_samples(images))
+    alone = [detector.predict(image[None], plain_samples(image[None]))[0] for image in images]
+    assert sum(len(sample.pred_instances) for sample in together)
+    for ours, theirs in zip(together, alone, strict=True):
+        assert len(ours.pred_instances) == len(theirs.pred_instances)
+        torch.testing.assert_close(
+            ours.pred_instances.scores, theirs.pred_instances.scores, rtol=0, atol=1e-5
+        )
 
 
 def test_it_carries_what_it_needs(exported):
@@ -133,8 +149,6 @@ def test_boxes_of_detectors_that_clip_stay_inside(exported):
     detector = load_exported(exported)
     detector._clip_border = True
     images = torch.randn(2, 3, 96, 128)
-    from mmclipq.detector import plain_samples
-
     samples = plain_samples(images)
     for sample in samples:
         sample.set_metainfo({'img_shape': (50, 60)})
