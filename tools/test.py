@@ -8,6 +8,7 @@ other flags are mmdet's in both cases.
 
 import argparse
 import sys
+from pathlib import Path
 
 from mmclipq.apis.mmdet_tools import check_file, one_sentence_errors, run_mmdet_tool
 from mmclipq.errors import ClipQError
@@ -38,8 +39,9 @@ def main(arguments: list[str]) -> None:
             rest.append(f'int8_test.calib_images={options.calib_images}')
     elif options.backend != 'auto' or options.calib_images is not None:
         raise ClipQError('found --backend or --calib-images alone, wanted --int8 with them')
-    elif len(rest) > 1 and rest[1].endswith('.clipq'):
-        raise ClipQError(f'{rest[1]}: found a .clipq file without --int8; add --int8')
+    elif len(rest) > 1 and Path(rest[1]).suffix in ('.clipq', '.onnx', '.xml'):
+        suffix = Path(rest[1]).suffix
+        raise ClipQError(f'{rest[1]}: found a {suffix} file without --int8; add --int8')
     elif len(rest) > 1 and not rest[1].startswith('-') and '://' not in rest[1]:
         check_file(rest[1], 'a checkpoint (.pth)')
     run_mmdet_tool('test', rest)

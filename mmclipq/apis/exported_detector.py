@@ -126,7 +126,8 @@ def load_exported(path: str | os.PathLike, device: str = 'cpu') -> ExportedDetec
     try:
         texts, execute = (_read_onnx if path.suffix == '.onnx' else _read_openvino)(path)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        # OpenVINO names source files first and the reason last.
+        reason = str(error).strip().splitlines()[-1].strip()
         raise ClipQError(f'{path}: found no readable model ({reason}), wanted one') from error
     if texts.get('part') != 'end2end' or not texts.keys() >= set(_TEXTS):
         raise ClipQError(
