@@ -158,9 +158,11 @@ def compare_runtime(
         report.integer += integer
         report.other |= left
         report.bytes += model.ByteSize()
+        # A head that reads several levels has one weight for all of them.
+        layers = {node.weight: node for node in graph.products()}
         report.float_bytes += sum(
             4 * (graph.constants[node.weight].numel() + graph.constants[node.bias].numel())
-            for node in graph.products()
+            for node in layers.values()
         )
     dense, *boxes = watched
     with ExitStack() as patches, torch.no_grad():
@@ -188,12 +190,13 @@ def onnxruntime_layers(model: Any, layers: Iterable[str]) -> tuple[list[str], di
         path = Path(folder) / 'optimized.onnx'
         session(model, str(path))
         nodes = onnx.load(path).graph.node
-    kinds = {}
-    for node in nodes:
+    # A fused node keeps the name of the product inside, with a number of ONNX Runtime's behind it.
+    kinds = {
+        node.name.rpartition('.sum')[0]: node.op_type
+        for node in nodes
         if node.op_type in ('QLinearConv', 'QGemm', 'Conv', 'FusedConv', 'Gemm', 'MatMul',
-                            'MatMulIntegerToFloat', 'QLinearMatMul', 'FusedGemm'):  # fmt: skip
-            for name in node.input:
-                kinds[name.removesuffix('.weight_value').removesuffix('.weight')] = node.op_type
+                            'MatMulIntegerToFloat', 'QLinearMatMul', 'FusedGemm')
+    }  # fmt: skip
     integer = [n for n in layers if kinds.get(n, '').startswith(('QLinear', 'QGemm', 'MatMulInt'))]
     return integer, {n: kinds.get(n, 'nothing') for n in layers if n not in integer}
 
@@ -213,12 +216,7 @@ def openvino_layers(model: Any, layers: Iterable[str]) -> tuple[list[str], dict[
         # Parts of a node carry its name with a slash and a word behind it.
         for name in info['originalLayersNames'].astype(str).split(','):
             kinds.setdefault(name.partition('/')[0], f'{kind} in {precision}')
-    by_layer = {
-        node.input[1].removesuffix('.weight_value'): kinds.get(node.name, 'nothing')
-        for node in model.graph.node
-        if node.op_type in ('Conv', 'Gemm', 'MatMul')
-    }
-    found = {name: by_layer.get(name, 'nothing') for name in layers}
+    found = {name: kinds.get(f'{name}.sum', 'nothing') for name in layers}
     integer = [name for name, kind in found.items() if kind.endswith(('in i8', 'in u8'))]
     return integer, {name: kind for name, kind in found.items() if name not in integer}
 

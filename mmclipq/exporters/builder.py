@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,20 +80,14 @@ class OnnxBuilder:
         )
         return outputs
 
-    def constant(self, value: Any, dtype: Any = None, name: str | None = None) -> str:
-        """An initializer; unnamed ones of equal content that are small or zero are stored once."""
-        array = np.ascontiguousarray(value, dtype=dtype)
-        array = array.reshape(np.shape(value))
-        key = None
-        if array.size <= 8 or not array.any():
-            key = (array.dtype.str, array.shape, array.tobytes())
-        if name is None and key in self._shared:
-            return self._shared[key]
-        result = self.unique(name or 'constant')
-        self.initializers.append(self.onnx.numpy_helper.from_array(array, result))
-        if name is None and key is not None:
-            self._shared[key] = result
-        return result
+    def constant(self, value: Any, dtype: Any = None, name: str = 'constant') -> str:
+        """An initializer; equal ones are stored once, under the first one's name."""
+        array = np.ascontiguousarray(value, dtype=dtype).reshape(np.shape(value))
+        key = (array.dtype.str, array.shape, hashlib.sha256(array.tobytes()).digest())
+        if key not in self._shared:
+            self._shared[key] = self.unique(name)
+            self.initializers.append(self.onnx.numpy_helper.from_array(array, self._shared[key]))
+        return self._shared[key]
 
     def floats(self, *values: float) -> str:
         """A float32 initializer: a scalar for one value, else a vector."""

@@ -157,8 +157,14 @@ def test_tensorrt_gets_int8_alone():
     assert steps == {'x': 2.0**-7, 'y': 2.0**-7, 'z': 2.0**-7}
     # Weights and biases are the same numbers whatever the codes of the inputs are.
     same = {i.name: onnx.numpy_helper.to_array(i) for i in graph_model(graph).graph.initializer}
-    np.testing.assert_array_equal(arrays['z.weight_scale'], same['z.weight_scale'])
-    np.testing.assert_array_equal(arrays['z.bias'], same['z.bias'])
+    np.testing.assert_array_equal(arrays['y.weight_scale'], same['y.weight_scale'])
+    np.testing.assert_array_equal(arrays['y.bias'], same['y.bias'])
+
+
+def test_weights_that_layers_share_are_stored_once():
+    weights = [item.name for item in graph_model(unsigned_graph()).graph.initializer]
+    assert 'y.weight' in weights
+    assert 'z.weight' not in weights
 
 
 def test_a_pair_between_a_layer_and_its_activation_is_refused():
