@@ -114,9 +114,15 @@ class CompiledBackend(ReferenceBackend):
 
     @abstractmethod
     def _planned_for(
-        self, part: Part, shapes: tuple[torch.Size, ...], planes: frozenset[str]
+        self, part: Part, shapes: tuple[torch.Size, ...], planes: frozenset[str], watched: bool
     ) -> Planned:
-        """The part planned for inputs of ``shapes``, ``planes`` naming those with channels first.
+        """The part planned for inputs of ``shapes``.
+
+        Args:
+            part: The part.
+            shapes: Of its inputs.
+            planes: Those of them that are images with channels first.
+            watched: Whether every node must be made, because its result will be looked at.
 
         Raises:
             Unplannable: if a node has no step at these shapes.
@@ -227,7 +233,8 @@ class CompiledBackend(ReferenceBackend):
             else:
                 value = value.contiguous(memory_format=layout)
             given.append(value)
-        planned = self._planned_for(part, tuple(v.shape for v in given), frozenset(planes))
+        shapes = tuple(value.shape for value in given)
+        planned = self._planned_for(part, shapes, frozenset(planes), observe is not None)
 
         def rows_of(name: str, tensor: Tensor) -> Tensor:
             return tensor[: len(values[part.regions[name]])] if name in part.regions else tensor
@@ -246,10 +253,15 @@ class CompiledBackend(ReferenceBackend):
         """Run the program node by node and show each result."""
         for node in part.nodes:
             planned.program.run(memory, externals, *planned.spans[node.name])
-            if (slot := planned.slots.get(node.name)) is None:
-                continue  # read by another node without being made
-            outside = slot.external is not None
-            watch(node, externals[slot.external].clone() if outside else slot.read(memory))
+            slot = planned.slots[node.name]
+            if slot.external is None:
+                watch(node, slot.read(memory))
+            else:
+                watch(node, self._outside(slot, externals[slot.external]).clone())
+
+    def _outside(self, slot: Slot, buffer: Tensor) -> Tensor:
+        """The result of ``slot`` in its buffer."""
+        return buffer
 
     def _in_order(self, node: ir.Node, seen: Tensor) -> Tensor:
         """``seen`` with channels first, where the program keeps them last in a flat tensor."""

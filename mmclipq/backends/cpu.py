@@ -84,7 +84,7 @@ class CpuBackend(CompiledBackend):
         return results
 
     def _planned_for(
-        self, part: Part, shapes: tuple[torch.Size, ...], planes: frozenset[str]
+        self, part: Part, shapes: tuple[torch.Size, ...], planes: frozenset[str], watched: bool
     ) -> _CpuPlanned:
         key = part.outputs, shapes, planes, torch.get_num_threads()
         with self._lock:

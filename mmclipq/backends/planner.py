@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from .. import fixed_point as fp
 from ..graph import ir
 from ..ops import steps
+from ..ops.layer import ACTIVATIONS
 from ..ops.program import Program, Slot
 
 COMPILED = (
@@ -21,10 +22,6 @@ COMPILED = (
     ir.Upsample, ir.Flatten, ir.RoIAlign,
 )  # fmt: skip
 """Nodes that a program can execute."""
-
-ACTIVATIONS = {'identity': 0, 'relu': 1, 'leaky_relu': 1, 'relu6': 2}
-"""Numbers of the activations in C++; ReLU is a leaky one of slope 0."""
-
 
 class Unplannable(Exception):
     """A node that no step does at these shapes.

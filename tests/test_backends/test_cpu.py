@@ -11,7 +11,7 @@ import torch
 from conformance import BackendConformance
 from conformance_base import ConformanceBase
 from mmengine.hub import get_config
-from torch import nn
+from whole_detector import DETECTORS, Comparison, quantized_detector
 
 from mmclipq.apis import build_detector, quantize
 from mmclipq.backends import base, build_backend, cpu
@@ -24,14 +24,6 @@ from mmclipq.ops import library
 REASON = library.why_unavailable()
 needs_operators = pytest.mark.skipif(bool(REASON), reason=f'no CPU operators: {REASON}')
 
-DETECTORS = {
-    'darknet53': 'yolo/yolov3_d53_8xb8-320-273e_coco.py',
-    'mobilenetv2': 'yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py',
-    'retinanet': 'retinanet/retinanet_r50_fpn_1x_coco.py',
-    'faster_rcnn': 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
-    'ssd': 'ssd/ssd300_coco.py',
-}
-
 
 @needs_operators
 class TestCpu(BackendConformance):
@@ -41,44 +33,13 @@ class TestCpu(BackendConformance):
 @needs_operators
 @pytest.mark.parametrize('name', DETECTORS)
 def test_every_code_of_a_detector_is_the_reference_one(name):
-    torch.manual_seed(0)
-    cfg = get_config(f'mmdet::{DETECTORS[name]}')
-    if name == 'faster_rcnn':
-        cfg.model.test_cfg.rpn.update(nms_pre=100, max_per_img=40)
-    model = build_detector(cfg.model, random=True).eval()
-    for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            nn.init.normal_(layer.running_mean, 0, 0.1)
-            nn.init.uniform_(layer.running_var, 0.5, 2)
-            nn.init.uniform_(layer.weight, 0.5, 1.5)
-        elif type(layer).__name__ == 'L2Norm':
-            nn.init.constant_(layer.weight, 20)
-    side = 300 if name == 'ssd' else 64
-    quantized = quantize(model, [torch.randn(1, 3, side, side)])
-    executors = {
-        backend: [build_backend(backend, graph, model) for graph in quantized.graphs]
-        for backend in ('cpu', 'reference')
-    }
-    shapes = [(1, 300, 300)] if name == 'ssd' else [(1, 64, 96), (2, 96, 64)]
-    if name in ('retinanet', 'faster_rcnn'):  # others need whole multiples of 32 pixels
-        shapes.append((1, 61, 83))
+    model, quantized, shapes = quantized_detector(name)
+    comparison = Comparison(model, quantized, 'cpu')
     threads = torch.get_num_threads()
     try:
         for count, shape in enumerate(shapes, 1):
             torch.set_num_threads(count)
-            images = 2 * torch.randn(shape[0], 3, *shape[1:])
-            rois = torch.tensor([[0.0, 3, 5, 50, 60], [0, 20, 10, 22, 64], [0, 0, 0, 90, 64]])
-            wanted_levels = found_levels = None
-            for index in range(len(quantized.graphs)):
-                ours, theirs = (executors[b][index] for b in ('cpu', 'reference'))
-                inputs = (images,) if index == 0 else (*found_levels, rois)
-                wanted = theirs.codes(*((images,) if index == 0 else (*wanted_levels, rois)))
-                found = ours.codes(*inputs)
-                assert list(found) == list(wanted)
-                assert not [n for n in found if not torch.equal(found[n], wanted[n])]
-                if index == 0 and len(quantized.graphs) > 1:
-                    found_levels = ours.run(images)['features'][:4]
-                    wanted_levels = theirs.run(images)['features'][:4]
+            comparison.check(shape)
     finally:
         torch.set_num_threads(threads)
 

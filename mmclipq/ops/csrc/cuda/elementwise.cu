@@ -1,0 +1,175 @@
+// Sums, conversions and copies of codes, as the reference backend computes them: each float32
+// operation rounded on its own, none contracted.
+
+#include "chunk.cuh"
+#include "steps.cuh"
+
+namespace {
+
+struct Sum {
+  ClipqSum spec;
+  Chunks chunks;
+  const uint8_t *a, *b;
+  uint8_t *dst;
+  bool aligned;
+
+  CLIPQ_DEVICE void operator()(int64_t i) const {
+    int64_t from, to;
+    const int count = chunks.find(i, from, to);
+    const Chunk x = load_chunk(a + from, count, aligned);
+    const Chunk y = b == nullptr ? Chunk{} : load_chunk(b + from, count, aligned);
+    Chunk result{};
+    CLIPQ_UNROLL
+    for (int e = 0; e < kChunk; ++e) {
+      float v = device::mul(code_value(x.get(e), spec.a_signed), spec.a_step);
+      if (b != nullptr) {
+        v = device::add(v, device::mul(code_value(y.get(e), spec.b_signed), spec.b_step));
+      }
+      if (spec.activation == kReLU) v = v > 0.0f ? v : device::mul(v, spec.alpha);
+      if (spec.activation == kClip) {
+        v = v > 0.0f ? v : 0.0f;
+        v = v < spec.alpha ? v : spec.alpha;
+      }
+      result.put(e, device::to_code(device::mul(v, spec.scale), spec.dst_signed != 0));
+    }
+    store_chunk(dst + to, result, count, aligned);
+  }
+};
+
+struct Quantize {
+  ClipqQuantize spec;
+  Chunks chunks;
+  const float *src;
+  uint8_t *dst;
+  bool aligned;
+
+  CLIPQ_DEVICE void operator()(int64_t i) const {
+    int64_t from, to;
+    const int count = chunks.find(i, from, to);
+    Chunk result{};
+    CLIPQ_UNROLL
+    for (int e = 0; e < kChunk; ++e) {
+      if (e >= count) break;
+      result.put(e, device::to_code(device::mul(src[from + e], spec.scale), spec.dst_signed != 0));
+    }
+    store_chunk(dst + to, result, count, aligned);
+  }
+};
+
+// One pixel of planes per thread: neighbours read side by side.
+struct QuantizePlanes {
+  ClipqQuantize spec;
+  const float *src;
+  uint8_t *dst;
+
+  CLIPQ_DEVICE void operator()(int64_t i) const {
+    const int64_t image = i / spec.pixels, pixel = i - image * spec.pixels;
+    const float *from = src + image * spec.rows.channels * spec.pixels + pixel;
+    uint8_t *to = dst + i * spec.rows.stride;
+    for (int64_t c = 0; c < spec.rows.channels; ++c) {
+      const float v = device::mul(from[c * spec.pixels], spec.scale);
+      to[c] = static_cast<uint8_t>(device::to_code(v, spec.dst_signed != 0));
+    }
+  }
+};
+
+struct Dequantize {
+  ClipqDequantize spec;
+  const uint8_t *src;
+  float *dst;
+
+  CLIPQ_DEVICE void operator()(int64_t i) const {
+    dst[i] = device::mul(code_value(src[i], spec.src_signed), spec.step);
+  }
+};
+
+struct Copy {
+  Chunks chunks;
+  const uint8_t *src;
+  uint8_t *dst;
+  bool aligned;
+
+  CLIPQ_DEVICE void operator()(int64_t i) const {
+    int64_t from, to;
+    const int count = chunks.find(i, from, to);
+    store_chunk(dst + to, load_chunk(src + from, count, aligned), count, aligned);
+  }
+};
+
+struct Upsample {
+  ClipqUpsample spec;
+  const uint8_t *src;
+  uint8_t *dst;
+  int64_t per_pixel;
+  bool aligned;
+
+  CLIPQ_DEVICE void operator()(int64_t i) const {
+    const int64_t pixel = i / per_pixel, first = (i - pixel * per_pixel) * kChunk;
+    const int64_t line = pixel / spec.columns, column = pixel - line * spec.columns;
+    const int64_t image = line / spec.rows, row = line - image * spec.rows;
+    const int64_t from =
+        (image * spec.height + spec.row_of[row]) * spec.width + spec.column_of[column];
+    const int64_t rest = spec.channels - first;
+    const int count = static_cast<int>(rest < kChunk ? rest : kChunk);
+    const Chunk chunk = load_chunk(src + from * spec.channels + first, count, aligned);
+    store_chunk(dst + pixel * spec.stride + first, chunk, count, aligned);
+  }
+};
+
+struct Flatten {
+  ClipqFlatten spec;
+  const uint8_t *src;
+  uint8_t *dst;
+
+  CLIPQ_DEVICE void operator()(int64_t i) const {
+    const int64_t image = i / (spec.channels * spec.pixels), rest = i - image * spec.channels * spec.pixels;
+    const int64_t c = rest / spec.pixels, pixel = rest - c * spec.pixels;
+    dst[i] = src[(image * spec.pixels + pixel) * spec.channels + c];
+  }
+};
+
+}  // namespace
+
+void clipq_launch(const ClipqSum &spec, const ClipqBuffers &buffers, ClipqStream stream) {
+  Sum body{spec, Chunks(spec.rows), buffers.at<const uint8_t>(spec.a),
+           buffers.at<const uint8_t>(spec.b), buffers.at<uint8_t>(spec.dst), false};
+  const void *b = body.b == nullptr ? body.a : body.b;
+  body.aligned = whole_chunks(body.chunks.length, body.chunks.stride, body.a, b, body.dst);
+  device::launch_items(body, body.chunks.count, stream);
+}
+
+void clipq_launch(const ClipqQuantize &spec, const ClipqBuffers &buffers, ClipqStream stream) {
+  const auto *src = buffers.at<const float>(spec.src);
+  auto *dst = buffers.at<uint8_t>(spec.dst);
+  if (spec.planes) {
+    device::launch_items(QuantizePlanes{spec, src, dst}, spec.rows.rows, stream);
+    return;
+  }
+  Quantize body{spec, Chunks(spec.rows), src, dst, false};
+  body.aligned = whole_chunks(body.chunks.length, body.chunks.stride, dst);
+  device::launch_items(body, body.chunks.count, stream);
+}
+
+void clipq_launch(const ClipqDequantize &spec, const ClipqBuffers &buffers, ClipqStream stream) {
+  const Dequantize body{spec, buffers.at<const uint8_t>(spec.src), buffers.at<float>(spec.dst)};
+  device::launch_items(body, spec.count, stream);
+}
+
+void clipq_launch(const ClipqCopy &spec, const ClipqBuffers &buffers, ClipqStream stream) {
+  Copy body{Chunks(spec.rows), buffers.at<const uint8_t>(spec.src), buffers.at<uint8_t>(spec.dst),
+            false};
+  body.aligned = whole_chunks(body.chunks.length, body.chunks.stride, body.src, body.dst);
+  device::launch_items(body, body.chunks.count, stream);
+}
+
+void clipq_launch(const ClipqUpsample &spec, const ClipqBuffers &buffers, ClipqStream stream) {
+  Upsample body{spec, buffers.at<const uint8_t>(spec.src), buffers.at<uint8_t>(spec.dst),
+                (spec.channels + kChunk - 1) / kChunk, false};
+  body.aligned = whole_chunks(spec.channels, spec.stride, body.src, body.dst);
+  device::launch_items(body, spec.images * spec.rows * spec.columns * body.per_pixel, stream);
+}
+
+void clipq_launch(const ClipqFlatten &spec, const ClipqBuffers &buffers, ClipqStream stream) {
+  const Flatten body{spec, buffers.at<const uint8_t>(spec.src), buffers.at<uint8_t>(spec.dst)};
+  device::launch_items(body, spec.images * spec.channels * spec.pixels, stream);
+}

@@ -1,0 +1,95 @@
+"""Int8 convolutions and linear layers on a GPU, bit for bit those of the reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..graph import ir
+from . import steps
+from .cuda_tiles import DEPTH
+from .layer import Layer
+
+_MOST_OUTPUTS = 256  # of a tile; the weights of each tile are read whole
+_KINDS = {torch.int8: 0, torch.uint8: 1, torch.float32: 2}
+
+
+def stored_channels(channels: int) -> int:
+    """Channels that a pixel has in memory for products to read it: copies move 16 bytes, or 4."""
+    return 4 if channels <= 4 else math.ceil(channels / 16) * 16
+
+
+class CudaProduct(Layer):
+    """One convolution or linear layer with its weights packed for the kernels.
+
+    Args:
+        *args: Those of :class:`Layer`, tensors on the GPU.
+        x_signed: Whether the input codes are int8, else uint8.
+
+    Attributes:
+        grouped: Whether the simple kernel runs it, which reads pixels of any stride.
+        channels: Of the input, as stored.
+        depth: Bytes of weights for each output.
+    """
+
+    def __init__(
+        self,
+        node: ir.Product,
+        weight: Tensor,
+        multiplier: Tensor,
+        bias: Tensor,
+        x_signed: bool,
+        residual_type: ir.TensorType | None = None,
+    ) -> None:
+        super().__init__(node, weight, multiplier, bias, residual_type)
+        self.x_signed, self._residual_type = x_signed, residual_type
+        self.groups = getattr(node, 'groups', 1)
+        self.grouped = self.groups > 1
+        if weight.dim() == 2:
+            weight = weight[:, :, None, None]
+        self._window = tuple(weight.shape[2:])
+        if self.grouped:
+            self.channels, self.depth = weight.shape[1] * self.groups, 0
+            self._weight = weight.permute(2, 3, 1, 0).contiguous()
+            return
+        self.channels = stored_channels(weight.shape[1])
+        rows = F.pad(weight.permute(0, 2, 3, 1), (0, self.channels - weight.shape[1])).flatten(1)
+        self.depth = math.ceil(rows.shape[1] / DEPTH) * DEPTH
+        outputs = math.ceil(self.outputs / _MOST_OUTPUTS) * _MOST_OUTPUTS
+        padding = (0, self.depth - rows.shape[1], 0, outputs - self.outputs)
+        self._weight = F.pad(rows, padding).contiguous()
+
+    @property
+    def few_channels(self) -> bool:
+        """Whether the tile for at most 4 channels computes it."""
+        return self.channels == 4
+
+    def step(self, x: Sequence[int], result: Sequence[int]) -> steps.CudaProductStep:
+        """The step for an input and a result of these shapes, without places, strides and tile."""
+        node = self.node
+        images, (height, width), (rows, columns) = x[0], (1, 1), (1, 1)
+        if isinstance(node, ir.Conv):
+            (height, width), (rows, columns) = x[2:], result[2:]
+        else:
+            images = math.prod(x[:-1])
+        step = steps.CudaProductStep(
+            residual=steps.Place(-1, 0), sums=steps.Place(-1, 0), counters=steps.Place(-1, 0),
+            weight=self._weight.data_ptr(), multiplier=self.multiplier.data_ptr(),
+            bias=self.bias.data_ptr(), images=images, height=height, width=width,
+            channels=self.channels, rows=rows, columns=columns, outputs=self.outputs,
+            depth=self.depth, groups=self.groups, kernel=self._window, step=(1, 1),
+            dilation=(1, 1), src_signed=self.x_signed, dst_kind=_KINDS[self.dtype],
+            activation=self.activation, tile=0, splits=1, alpha=self.alpha,
+            residual_scale=self.residual_scale,
+        )  # fmt: skip
+        if isinstance(node, ir.Conv):
+            step.step, step.padding = steps.PAIR(*node.stride), steps.PAIR(*node.padding)
+            step.dilation = steps.PAIR(*node.dilation)
+        if self._residual_type is not None:
+            step.residual_signed = self._residual_type.signed
+            step.residual_order = 2 if node.residual_last else 1
+        return step

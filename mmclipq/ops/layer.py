@@ -1,0 +1,80 @@
+"""What the compiled convolutions and linear layers of all devices share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import fixed_point as fp
+from ..errors import ClipQError
+from ..graph import ir
+
+ACTIVATIONS = {'identity': 0, 'relu': 1, 'leaky_relu': 1, 'relu6': 2}
+"""Numbers of the activations in C++; ReLU is a leaky one of slope 0."""
+
+
+class Layer:
+    """A convolution or linear layer with its epilogue scaled to steps of the result's codes.
+
+    Powers of two scale the whole epilogue exactly, so that it ends in codes by itself.
+
+    Args:
+        node: The layer.
+        weight: int8 codes, ``(K, C / groups, R, S)`` or ``(K, C)``.
+        multiplier, bias: Float32 ``(K,)`` of the epilogue.
+        residual_type: Type of the codes added, or None.
+
+    Attributes:
+        dtype: Of the result.
+        kernel: Rows and columns of a convolution's kernel, empty for a linear layer.
+        outputs: K.
+        multiplier, bias: Float32 ``(K,)``, for results in steps.
+        activation: One of the numbers in :data:`ACTIVATIONS`.
+        alpha: Slope of negative values, or upper bound of the clip in steps.
+        residual_scale: Steps that one step of the residual's codes is worth.
+    """
+
+    def __init__(
+        self,
+        node: ir.Product,
+        weight: Tensor,
+        multiplier: Tensor,
+        bias: Tensor,
+        residual_type: ir.TensorType | None = None,
+    ) -> None:
+        self.node = node
+        self.dtype = fp.code_dtype(node.type.signed) if node.type.is_codes else torch.float32
+        step = node.type.step_exponent if node.type.is_codes else 0
+        scale = math.ldexp(1.0, -step)
+        self.kernel = tuple(weight.shape[2:])
+        self.outputs = weight.shape[0]
+        self.multiplier = (multiplier * scale).contiguous()
+        self.bias = (bias * scale).contiguous()
+        self.activation = ACTIVATIONS[node.activation]
+        self.alpha = {'relu6': 6 * scale, 'leaky_relu': node.slope}.get(node.activation, 0.0)
+        self.residual_scale = 1.0
+        if residual_type is not None:
+            self.residual_scale = math.ldexp(1.0, residual_type.step_exponent - step)
+
+    def result_shape(self, x: Sequence[int]) -> tuple[int, ...]:
+        """Shape of the result for input codes of shape ``(N, C, H, W)`` or ``(..., C)``.
+
+        Raises:
+            ClipQError: if the input is smaller than the kernel.
+        """
+        if isinstance(self.node, ir.Linear):
+            return (*x[:-1], self.outputs)
+        sides = zip(
+            x[2:], self.kernel, self.node.stride, self.node.padding, self.node.dilation,
+            strict=True,
+        )  # fmt: skip
+        rows, columns = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides)
+        if rows < 1 or columns < 1:
+            raise ClipQError(
+                f'{self.node.name}: found an input of {x[2]}x{x[3]}, wanted one that its kernel '
+                'fits into; use larger images'
+            )
+        return (x[0], self.outputs, rows, columns)
