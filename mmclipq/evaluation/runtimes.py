@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from ..exporters.onnx_file import graph_model
 from ..exporters.qdq import leaves_by_name
 from ..graph import ir
 from ..graph.rounded import CodeDifference, compare_codes
+from .isolated import isolated
 
 
 @dataclass
@@ -30,6 +31,7 @@ class RuntimeReport:
         runtime: Name of the backend.
         images: Number of images.
         codes: Per tensor, the runtime's codes against the reference's, each of both running freely.
+        alone: The same with every step reading the reference's codes: its own differences.
         parted: Tensors with differing codes of an image batch on which no tensor that they depend
             on has any, with their largest difference there: the places where both part.
         outputs: Per float32 output of the deployed graph, the largest difference, and the largest
@@ -43,6 +45,7 @@ class RuntimeReport:
     runtime: str
     images: int = 0
     codes: dict[str, CodeDifference] = field(default_factory=dict)
+    alone: dict[str, CodeDifference] = field(default_factory=dict)
     parted: dict[str, int] = field(default_factory=dict)
     outputs: dict[str, tuple[float, float]] = field(default_factory=dict)
     integer: list[str] = field(default_factory=list)
@@ -51,12 +54,10 @@ class RuntimeReport:
     float_bytes: int = 0
 
     def __str__(self) -> str:
-        total = sum(d.total for d in self.codes.values())
-        differing = sum(d.differing for d in self.codes.values())
-        largest = max((d.largest for d in self.codes.values()), default=0)
         lines = [
-            f'{self.runtime}, {self.images} images, {len(self.codes)} tensors: {differing} of '
-            f'{total} codes differ ({differing / max(total, 1):.3%}), at most by {largest} step(s)'
+            f'{self.runtime}, {self.images} images, {len(self.codes)} tensors:',
+            f'free running {_sum(self.codes)}',
+            f"each step alone, on the reference's codes, {_sum(self.alone)}",
         ]
         if self.parted:
             lines.append(
@@ -85,10 +86,32 @@ class RuntimeReport:
 
     def table(self) -> str:
         """Share of differing codes and largest difference of every tensor, in Markdown."""
-        lines = ['| tensor | codes | differ | at most, steps |', '|---|---|---|---|']
+        lines = [
+            '| tensor | codes | differ alone | at most | free running | at most |',
+            '|---|---|---|---|---|---|',
+        ]
         for name, d in self.codes.items():
-            lines.append(f'| {name} | {d.total} | {d.rate:.4%} | {d.largest} |')
+            own = self.alone[name]
+            lines.append(
+                f'| {name} | {d.total} | {own.rate:.4%} | {own.largest} | {d.rate:.4%} | '
+                f'{d.largest} |'
+            )
         return '\n'.join(lines)
+
+
+def _sum(codes: Mapping[str, CodeDifference]) -> str:
+    total = sum(d.total for d in codes.values())
+    differing = sum(d.differing for d in codes.values())
+    largest = max((d.largest for d in codes.values()), default=0)
+    share = differing / max(total, 1)
+    return f'{differing} of {total} codes differ ({share:.4%}), at most by {largest} step(s)'
+
+
+def _add(sums: dict[str, CodeDifference], name: str, new: CodeDifference) -> None:
+    old = sums.get(name, CodeDifference(0, 0, 0))
+    sums[name] = CodeDifference(
+        old.differing + new.differing, old.total + new.total, max(old.largest, new.largest)
+    )
 
 
 class _Watched:
@@ -97,8 +120,11 @@ class _Watched:
     Boxes read the reference's features and regions, so each graph is compared by itself.
     """
 
-    def __init__(self, reference: Backend, other: Backend, report: RuntimeReport) -> None:
-        self._reference, self._other, self._report = reference, other, report
+    def __init__(
+        self, reference: Backend, other: Backend, alone: Backend, report: RuntimeReport
+    ) -> None:
+        self._reference, self._other, self._alone = reference, other, alone
+        self._report = report
 
     def run(self, *inputs: Tensor) -> Any:
         graph, report = self._reference.graph, self._report
@@ -113,13 +139,13 @@ class _Watched:
             if not node.type.is_codes:
                 continue
             new = compare_codes(found[node.name], wanted[node.name])
-            old = report.codes.get(node.name, CodeDifference(0, 0, 0))
-            report.codes[node.name] = CodeDifference(
-                old.differing + new.differing, old.total + new.total, max(old.largest, new.largest)
-            )
+            _add(report.codes, node.name, new)
             if new.differing and not inherited:
                 apart.add(node.name)
                 report.parted[node.name] = max(report.parted.get(node.name, 0), new.largest)
+        inner = [n.name for n in graph.nodes if n.type.is_codes and not isinstance(n, ir.Input)]
+        for name, codes in self._alone.run(*inputs, *(wanted[name] for name in inner)).items():
+            _add(report.alone, name, compare_codes(codes, wanted[name]))
         result = self._reference.run(*inputs)
         # With every tensor as an output a runtime may fuse less than in the deployed graph.
         deployed = leaves_by_name(self._other.run(*inputs))
@@ -150,7 +176,8 @@ def compare_runtime(
     for graph in parts.graphs:
         reference = build_backend('auto', graph, detector)
         other = build_backend(runtime, graph, detector)
-        watched.append(_Watched(reference, other, report))
+        alone = build_backend(runtime, isolated(graph), detector)
+        watched.append(_Watched(reference, other, alone, report))
         if runtime not in _LAYERS:
             continue
         model = graph_model(graph, detector, target=other.target)

@@ -55,17 +55,30 @@ class QdqWriter:
         self.types = {n: self.target.type_of(kind) for n, kind in graph.tensors.items()}
         self.names: dict[str, str] = {}
         self.values: dict[str, str] = {}
-        self.ranks: dict[str, int] = {}
+        first = {node.name for node in graph.nodes if isinstance(node, ir.Input)}
+        # Inputs that a linear layer reads are declared as rows.
+        self.ranks = {n.x: 2 for n in graph.nodes if isinstance(n, ir.Linear) and n.x in first}
+        self._values_alone = {name for node in graph.nodes if isinstance(node, ir.RoIAlign)
+                              for name in node.inputs}  # fmt: skip
         given = iter(inputs)
         for node in graph.nodes:
             if isinstance(node, ir.Input):
-                self._define(node, next(given))
+                self._input(node, next(given))
             elif isinstance(node, ir.FloatCall):
                 values = {name: self._value(name) for name in node.inputs}
                 self._define(node, translate(self.g, node, values, self.islands))
             else:
                 getattr(self, f'_{type(node).__name__.lower()}')(node)
         return dict(self.names)
+
+    def _input(self, node: ir.Input, name: str) -> None:
+        self._define(node, name)
+        kind = self.types[node.name]
+        # Inputs stay signed; ONNX Runtime's convolutions read them as they write their results.
+        shifts = self.target.extra_pairs and kind.is_codes and kind.signed
+        if shifts and node.name not in self._values_alone and name not in self._shifted:
+            value = self._dequantized(name, kind, f'{name}.plain')
+            self.names[node.name] = self._quantized(value, kind, f'{name}.shifted')
 
     def _define(self, node: ir.Node, name: str) -> None:
         self.names[node.name] = name

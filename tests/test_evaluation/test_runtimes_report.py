@@ -30,6 +30,15 @@ def test_report(cfg, checkpoints, runtime):
     assert list(report.codes) == codes
     assert all(largest == 1 for largest in report.parted.values())
     assert all(report.codes[name].differing for name in report.parted)
+    assert list(report.alone) == codes
+    share = sum(d.differing for d in report.alone.values()) / sum(
+        d.total for d in report.alone.values()
+    )
+    if runtime == 'openvino':
+        assert share < 1e-5
+        assert max(d.largest for d in report.alone.values()) <= 1
+    else:  # it rounds leaky relu and residual sums twice, and saturates below the range
+        assert share < 0.05
     # The deployed graph, not only the one whose every tensor is an output.
     assert sorted(report.outputs) == ['head_0_0', 'head_0_1', 'head_0_2']
     assert all(apart < 0.5 * largest for apart, largest in report.outputs.values())
@@ -37,5 +46,5 @@ def test_report(cfg, checkpoints, runtime):
     # Scales, biases and names weigh more beside so few weights.
     assert 0.25 < report.bytes / report.float_bytes < 0.29
     text = str(report)
-    assert text.startswith(f'{runtime}, 2 images, {len(codes)} tensors: ')
+    assert text.startswith(f'{runtime}, 2 images, {len(codes)} tensors:\nfree running ')
     assert f'{len(report.integer)} of {len(layers)} layers run in 8-bit integers' in text
