@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..apis.quantize import preprocessed
-from ..backends import Backend, build_backend, table  # noqa: F401  (registered here)
+from ..backends import Backend, build_backend
 from ..detector import Int8Parts
 from ..exporters.onnx_file import graph_model
 from ..exporters.qdq import leaves_by_name

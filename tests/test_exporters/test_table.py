@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-import mmclipq.backends.table  # noqa: F401  (registered here)
 from mmclipq.backends import build_backend
 from mmclipq.exporters.table import c_header, mantissa_and_shift, multiplier_error, table
 from mmclipq.graph import ir
