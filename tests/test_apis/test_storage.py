@@ -1,8 +1,11 @@
-"""The size of the file for the paper's YOLOv3: Darknet-53 with 80 classes."""
+"""The size of the files for the paper's YOLOv3: Darknet-53 with 80 classes."""
+
+import importlib.util
 
 import torch
 
 from mmclipq.apis import build_detector, load_int8, quantize, save_int8
+from mmclipq.exporters.onnx_file import graph_model
 from mmclipq.prepare import prepare_model, prepare_options
 
 
@@ -20,6 +23,12 @@ def test_darknet53_takes_at_most_a_quarter_of_its_float_weights(load_config, tmp
     # Fresh weights fill their ranges evenly, which is the hardest case for the compression.
     assert size <= 0.25 * 4 * parameters
     assert (tmp_path / 'yolov3.clipq').stat().st_size == size
+
+    if importlib.util.find_spec('onnx'):
+        layers = quantized.graph.products()
+        constants = quantized.graph.constants
+        folded = sum(constants[n.weight].numel() + constants[n.bias].numel() for n in layers)
+        assert graph_model(quantized.graph).ByteSize() <= 0.26 * 4 * folded
 
     detector = load_int8(tmp_path / 'yolov3.clipq')
     assert not quantized.left
