@@ -16,8 +16,6 @@ from .builder import ExportError
 from .packages import require
 
 WEIGHTED = frozenset({'Conv', 'Gemm', 'MatMul'})
-POINTWISE = frozenset({'Relu', 'LeakyRelu', 'Clip', 'Add', 'Mul', 'Sigmoid'})
-MOVING = frozenset({'MaxPool', 'Concat', 'Resize', 'Flatten', 'RoiAlign'})
 
 
 def check_placement(model: Any, unsigned: bool = True) -> None:
@@ -31,6 +29,7 @@ def check_placement(model: Any, unsigned: bool = True) -> None:
         ExportError: naming the first node that stands elsewhere, and why.
     """
     helper = require('onnx').numpy_helper
+    given = {value.name for value in model.graph.input}
     nodes = list(model.graph.node)
     constants = {value.name: helper.to_array(value) for value in model.graph.initializer}
     makers = {name: node for node in nodes for name in node.output}
@@ -45,6 +44,9 @@ def check_placement(model: Any, unsigned: bool = True) -> None:
             _check_weighted(node, makers, constants)
         if node.op_type == 'QuantizeLinear':
             _check_not_before_pointwise(node, makers, readers)
+            _check_readers(node, readers, unsigned)
+        if node.op_type == 'DequantizeLinear' and node.input[0] not in constants.keys() | given:
+            _check_source(node, makers, unsigned)
 
 
 def _kind(makers: dict, name: str) -> str:
@@ -86,4 +88,26 @@ def _check_not_before_pointwise(node: Any, makers: dict, readers: dict) -> None:
         raise ExportError(
             f'{node.name}: found QuantizeLinear between {node.input[0]!r} and {after[0].name}, '
             'wanted it after the activation; export with --target standard'
+        )
+
+
+def _on_codes(unsigned: bool) -> tuple[str, ...]:
+    """Operators that may read codes and give codes; for TensorRT itself there are none."""
+    return ('Concat', 'Identity') if unsigned else ('Identity',)
+
+
+def _check_readers(node: Any, readers: dict, unsigned: bool) -> None:
+    for reader in readers[node.output[0]]:
+        if reader.op_type not in ('DequantizeLinear', *_on_codes(unsigned)):
+            raise ExportError(
+                f'{node.name}: found codes that {reader.name} ({reader.op_type}) reads, wanted '
+                'DequantizeLinear behind them'
+            )
+
+
+def _check_source(node: Any, makers: dict, unsigned: bool) -> None:
+    kind = _kind(makers, node.input[0])
+    if kind not in ('QuantizeLinear', *_on_codes(unsigned)):
+        raise ExportError(
+            f'{node.name}: found codes that {kind or "nothing"} made, wanted QuantizeLinear'
         )

@@ -185,6 +185,35 @@ def test_a_pair_between_a_layer_and_its_activation_is_refused():
         check_placement(model)
 
 
+def test_codes_that_another_operator_reads_are_refused():
+    model = graph_model(conv_graph('identity'), target='tensorrt')
+    (conv,) = (n for n in model.graph.node if n.op_type == 'Conv')
+    (back,) = (n for n in model.graph.node if n.output[0] == conv.input[0])
+    moved = onnx.helper.make_node('Relu', [back.input[0]], ['moved'], 'moved')
+    back.input[0] = 'moved'
+    nodes = list(model.graph.node)
+    index = nodes.index(back)
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes[:index], moved, *nodes[index:]])
+    with pytest.raises(ExportError, match=r'x: found codes that moved \(Relu\) reads'):
+        check_placement(model, unsigned=False)
+
+
+def test_tensorrt_joins_values():
+    """Where other targets join codes."""
+    kind = ir.TensorType(0)
+    nodes = (
+        ir.Input('image', ir.FLOAT),
+        ir.Quantize('x', kind, 'image'),
+        ir.Concat('y', kind, ('x', 'x')),
+    )
+    graph = ir.Int8Graph(nodes, ir.Ref('y'), {})
+    check_placement(graph_model(graph))
+    with pytest.raises(ExportError, match=r'x: found codes that y \(Concat\) reads'):
+        check_placement(graph_model(graph), unsigned=False)
+    graph_model(graph, target='tensorrt')
+
+
 def test_a_negative_scale_is_refused():
     model = graph_model(conv_graph())
     for item in model.graph.initializer:
