@@ -18,8 +18,8 @@ from ..graph import ir
 from ..graph.patterns import FUNCTIONS, METHODS, SHAPE_ATTRIBUTES
 
 BACKENDS: dict[str, type[Backend]] = {}
-AUTO = ('cpu', 'reference')
-"""Backends that ``'auto'`` tries, the best first."""
+AUTO = {'cpu': ('cpu', 'reference'), 'cuda': ('cuda', 'int_mm', 'reference')}
+"""Backends that ``'auto'`` tries on a kind of device, the best first; elsewhere the reference."""
 
 
 def register_backend(cls: type[Backend]) -> type[Backend]:
@@ -34,24 +34,33 @@ def _warn(name: str, reason: str) -> None:
     print_log(f'mmclipq: backend {name!r} is not used: {reason}', 'current', logging.WARNING)
 
 
+def _candidates(name: str, device: str) -> tuple[str, ...]:
+    """Backends to try for ``name``: a fallback counts where ``'auto'`` would take it."""
+    tried = AUTO.get(torch.device(device).type, ('reference',))
+    if name == 'auto':
+        return tried
+    fallback = BACKENDS[name].fallback
+    return (name, fallback) if fallback in tried else (name,)
+
+
 def backend_class(name: str, device: str = 'cpu') -> type[Backend]:
-    """The backend called ``name``; ``'auto'`` is the best one at hand, with one warning if it is
-    slower than it could be.
+    """The backend called ``name``, or its fallback; ``'auto'`` is the best one at hand. One warning
+    says if it is slower than it could be.
 
     Raises:
         ClipQError: if there is no backend of this name, or it cannot run on ``device``.
     """
-    if name == 'auto':
-        for candidate in AUTO:
-            reason = BACKENDS[candidate].unavailable(device)
-            if not reason:
-                return BACKENDS[candidate]
-            _warn(candidate, reason)
-    if name not in BACKENDS:
+    if name != 'auto' and name not in BACKENDS:
         raise ClipQError(f'found backend {name!r}, wanted one of {sorted(BACKENDS)} or auto')
-    if reason := BACKENDS[name].unavailable(device):
-        raise ClipQError(f'backend {name!r}: {reason}')
-    return BACKENDS[name]
+    *faster, last = _candidates(name, device)
+    for candidate in faster:
+        reason = BACKENDS[candidate].unavailable(device)
+        if not reason:
+            return BACKENDS[candidate]
+        _warn(candidate, reason)
+    if reason := BACKENDS[last].unavailable(device):
+        raise ClipQError(f'backend {last!r}: {reason}')
+    return BACKENDS[last]
 
 
 def build_backend(
@@ -91,9 +100,15 @@ class Backend(ABC):
         islands: The detector, or any module with the submodules and parameters that the graph's
             float steps name; None if there are none.
         device: Where to execute.
+
+    Attributes:
+        name: What it is called.
+        fallback: Name of the backend that takes its place where it cannot run, on devices where
+            ``'auto'`` would try that one; None if there is none.
     """
 
     name: str
+    fallback: str | None = None
 
     @staticmethod
     def unavailable(device: str) -> str:

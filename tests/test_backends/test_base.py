@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmclipq.backends import build_backend
+from mmclipq.backends import BACKENDS, base, build_backend
+from mmclipq.errors import ClipQError
 from mmclipq.graph import ir
 from mmclipq.graph.ir import FLOAT, FloatCall, GraphError, Ref
 
@@ -78,3 +79,58 @@ def test_tensors_are_dropped_after_their_last_reader():
     assert torch.equal(outputs['k'][0], -IMAGE)
     assert torch.equal(outputs['k'][1][0], 1 - 2 * IMAGE)
     assert torch.equal(outputs['k'][1][1], IMAGE)
+
+
+@pytest.fixture
+def choose(monkeypatch):
+    """Chooses a backend where so many others are missing; returns it with the warnings."""
+    warnings = []
+    monkeypatch.setattr(base, 'print_log', lambda text, *args: warnings.append(text))
+    base._warn.cache_clear()
+
+    def choice(name, device, missing=()):
+        for key in ('cpu', 'cuda', 'int_mm'):
+            reason = f'no {key}; run: make' if key in missing else ''
+            monkeypatch.setattr(BACKENDS[key], 'unavailable', lambda device, found=reason: found)
+        return base.backend_class(name, device).name, warnings
+
+    yield choice
+    base._warn.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ('device', 'missing', 'wanted'),
+    [
+        ('cpu', (), 'cpu'),
+        ('cpu', ('cpu',), 'reference'),
+        ('cuda', (), 'cuda'),
+        ('cuda:1', ('cpu',), 'cuda'),
+        ('cuda', ('cuda',), 'int_mm'),
+        ('cuda:0', ('cuda', 'int_mm'), 'reference'),
+        ('meta', (), 'reference'),
+    ],
+)
+def test_auto_takes_the_best_backend_of_the_device(choose, device, missing, wanted):
+    found, warnings = choose('auto', device, missing)
+    assert found == wanted
+    tried = [key for key in ('cuda', 'int_mm', 'cpu') if key in missing and wanted != 'cuda']
+    assert warnings == [f'mmclipq: backend {key!r} is not used: no {key}; run: make'
+                        for key in tried]  # fmt: skip
+
+
+def test_cuda_without_operators_gives_int_mm_after_one_warning(choose):
+    for _ in range(3):
+        found, warnings = choose('cuda', 'cuda:0', ('cuda',))
+        assert found == 'int_mm'
+    assert choose('auto', 'cuda:0', ('cuda',))[0] == 'int_mm'
+    assert warnings == ["mmclipq: backend 'cuda' is not used: no cuda; run: make"]
+
+
+def test_a_name_is_an_error_where_it_has_no_fallback(choose):
+    for name, device in (('cuda', 'cpu'), ('cpu', 'cpu'), ('cpu', 'cuda'), ('int_mm', 'cuda')):
+        with pytest.raises(ClipQError, match=f"^backend '{name}': no {name}; run: make$"):
+            choose(name, device, (name,))
+    with pytest.raises(ClipQError, match="^backend 'int_mm': no int_mm; run: make$"):
+        choose('cuda', 'cuda', ('cuda', 'int_mm'))
+    with pytest.raises(ClipQError, match="found backend 'abacus', wanted one of .* or auto"):
+        choose('abacus', 'cpu')
