@@ -35,10 +35,15 @@ _CHUNK = 1 << 22
 """Values held at once for each of the four corners."""
 
 
+def divided(x: Tensor, by: float) -> Tensor:
+    """``x / by``, rounded once; by a number PyTorch multiplies on a GPU with ``1 / by``."""
+    return x / torch.full_like(x, by)
+
+
 def roi_levels(rois: Tensor, node: RoIAlign) -> Tensor:
     """Index of the level that each of the regions ``(K, 5)`` reads, int64 ``(K,)``."""
     area = (rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])
-    size = area.sqrt() / node.finest_scale + 1e-6
+    size = divided(area.sqrt(), node.finest_scale) + 1e-6
     level = torch.zeros(len(rois), dtype=torch.long, device=rois.device)
     for finer in range(1, len(node.levels)):
         level += size >= 2.0**finer
@@ -64,7 +69,7 @@ class _Axis:
         side = end * scale - offset - self.start
         if not node.aligned:
             side = side.clamp(min=1.0)
-        self.bin = side / bins
+        self.bin = divided(side, bins)
         if node.sampling_ratio > 0:
             self.samples = torch.full_like(side, node.sampling_ratio).long()
         else:
