@@ -13,9 +13,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument('file', help='.clipq file, or an end-to-end .onnx or .xml')
     parser.add_argument('input', nargs='+', help='images, folders of images, or one video')
     parser.add_argument('--out', default='outputs', help='folder (default: outputs)')
-    parser.add_argument(
-        '--backend', default='auto', help='of a .clipq file: auto, cpu, reference, ...'
-    )
+    parser.add_argument('--backend', default='auto', help='of a .clipq file: auto, cpu, cuda, ...')
     parser.add_argument('--device', default='cpu', help='(default: cpu)')
     parser.add_argument(
         '--score-thr', type=float, default=0.3, help='lowest score that is drawn (default: 0.3)'

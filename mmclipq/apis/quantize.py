@@ -41,7 +41,7 @@ def preprocessed(
     """Images ``(N, C, H, W)`` and data samples of batches from a dataloader, or of bare images."""
     for batch in batches:
         if isinstance(batch, Tensor):
-            yield batch, plain_samples(batch)
+            yield batch.to(next(model.parameters()).device), plain_samples(batch)
         else:
             data = model.data_preprocessor(batch, False)
             yield data['inputs'], data['data_samples']

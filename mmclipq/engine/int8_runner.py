@@ -9,11 +9,13 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..apis.export import quantize_checkpoint
-from ..apis.exported_detector import RUNTIMES, ExportedDetector, load_detector
+from ..apis.exported_detector import RUNTIMES, load_detector
 from ..backends.base import backend_class
 from ..detector import to_int8
 from ..graph.artifact import is_artifact
 from ..registry import RUNNERS
+
+_ON_CPU = ('cpu', *RUNTIMES.values())
 
 
 @RUNNERS.register_module()
@@ -22,7 +24,8 @@ class Int8Runner(Runner):
     end-to-end file, or a float checkpoint.
 
     The config's ``int8_test`` section holds ``backend`` and ``calib_images``. Data, evaluators,
-    hooks and test-time augmentation are those of the config.
+    hooks and test-time augmentation are those of the config. Calibration and execution are on the
+    device of the model that the config builds; what runs on a CPU alone is executed there.
     """
 
     def load_or_resume(self) -> None:
@@ -30,10 +33,12 @@ class Int8Runner(Runner):
             return
         options = dict(self.cfg.get('int8_test', {}))
         backend = options.get('backend', 'auto')
+        exported = Path(self._load_from).suffix in RUNTIMES
         device = str(next(self.model.parameters()).device)
-        backend_class(backend, device)  # a wrong name must not cost a calibration
-        if is_artifact(self._load_from) or Path(self._load_from).suffix in RUNTIMES:
-            detector = load_detector(self._load_from, device, backend)
+        place = 'cpu' if exported or backend in _ON_CPU else device
+        backend_class(backend, place)  # a wrong name must not cost a calibration
+        if exported or is_artifact(self._load_from):
+            detector = load_detector(self._load_from, place, backend)
         else:
             cfg = copy.deepcopy(self.cfg)
             if 'module' in cfg.model:  # a test-time augmentation wrapper
@@ -41,10 +46,9 @@ class Int8Runner(Runner):
             detector, quantized, _ = quantize_checkpoint(
                 cfg, self._load_from, options.get('calib_images'), device=device
             )
-            detector = to_int8(detector, quantized, backend, device)
+            detector = to_int8(detector, quantized, backend, place)
         self._replace_detector(detector)
         self._has_loaded = True
-        exported = isinstance(detector, ExportedDetector)
         runtime = detector.runtime if exported else detector.int8_backend.name
         self.logger.info(f'mmclipq: integer execution of {self._load_from} on {runtime}')
 

@@ -72,8 +72,9 @@ class Int8ExportHook(Hook):
         try:
             # Building a detector draws random numbers; the training must not notice.
             with torch.random.fork_rng(devices=[]):
+                device = str(next(runner.model.parameters()).device)
                 summary = export_checkpoint(
-                    runner.cfg, checkpoint, out, calib_images=self.calib_images
+                    runner.cfg, checkpoint, out, calib_images=self.calib_images, device=device
                 )
         except ClipQError as error:
             runner.logger.error(f'mmclipq: no int8 file for {checkpoint}: {error}')
