@@ -1,11 +1,13 @@
 """Installs mmclipq, with its configs and tools inside the package as ``.mim``."""
 
 import os
+import runpy
 import sys
 from pathlib import Path
 from shutil import copytree, ignore_patterns, rmtree
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
@@ -31,7 +33,56 @@ class BuildWithMim(build_py):
         (package / 'mmclipq' / '.mim' / 'model-index.yml').write_text('Import: []\n')
 
 
-def extensions() -> list[Extension]:
+class BuildOperators(build_ext):
+    """Lets NVIDIA's compiler build the CUDA operators, which are no Python module."""
+
+    def get_ext_filename(self, fullname):
+        # In an editable build the name comes without its packages.
+        if fullname.split('.')[-1] == '_cuda':
+            return os.path.join(*fullname.split('.')) + '.so'
+        return super().get_ext_filename(fullname)
+
+    def build_extension(self, ext):
+        if ext.name != CUDA:
+            super().build_extension(ext)
+            return
+        out = Path(self.get_ext_fullpath(ext.name))
+        if out.exists() and not self.force:
+            newest = max(Path(path).stat().st_mtime for path in ext.depends)
+            if out.stat().st_mtime > newest:
+                return
+        out.parent.mkdir(parents=True, exist_ok=True)
+        listed = os.environ.get('TORCH_CUDA_ARCH_LIST') or cuda_build()['ARCHITECTURES']
+        print(f'mmclipq: building the CUDA operators for {listed}')
+        cuda_build()['build'](out, listed)
+
+
+CUDA = 'mmclipq.ops._cuda'
+
+
+def cuda_build() -> dict:
+    """The functions of the script that builds the CUDA operators."""
+    return runpy.run_path(str(ROOT / 'mmclipq' / 'ops' / 'csrc' / 'build.py'))
+
+
+def cuda_extensions() -> list[Extension]:
+    """The CUDA operators, where torch sees a GPU and there is nvcc, or with ``FORCE_CUDA=1``."""
+    forced = os.environ.get('FORCE_CUDA') == '1'
+    if not forced:
+        try:
+            import torch
+        except ImportError:
+            return []
+        if not torch.cuda.is_available():
+            return []
+        if cuda_build()['find_nvcc']() is None:
+            print('mmclipq: found a GPU but no nvcc, building without the CUDA operators')
+            return []
+    files = [os.path.relpath(path, ROOT) for path in cuda_build()['DEPENDS']]
+    return [Extension(CUDA, [], depends=files, optional=not forced)]
+
+
+def cpu_extensions() -> list[Extension]:
     """The CPU operators, where oneDNN's headers are (``pip install onednn-devel-cpu-gomp``).
 
     They are optional: without them, or without a compiler, the reference backend does their work.
@@ -76,8 +127,8 @@ setup(
     long_description=(ROOT / 'README.md').read_text(),
     long_description_content_type='text/markdown',
     packages=find_packages(include=['mmclipq', 'mmclipq.*']),
-    ext_modules=extensions(),
-    cmdclass={'build_py': BuildWithMim},
+    ext_modules=[*cpu_extensions(), *cuda_extensions()],
+    cmdclass={'build_ext': BuildOperators, 'build_py': BuildWithMim},
     python_requires='>=3.10',
     extras_require={
         'cpu': ['onednn-cpu-gomp==2023.2.0'],

@@ -44,3 +44,13 @@ def load_config(digits_root, monkeypatch):
         return cfg
 
     return load
+
+
+@pytest.fixture(scope='session')
+def emulated(tmp_path_factory):
+    """The CUDA kernels compiled for the CPU, see ``test_backends/emulation.py``."""
+    import emulation
+
+    if emulation.REASON:
+        pytest.skip(emulation.REASON)
+    return emulation.compile_emulation(tmp_path_factory.mktemp('cuda') / 'emulated.so')

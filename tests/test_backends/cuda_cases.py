@@ -6,6 +6,7 @@ from mmclipq.backends import build_backend
 from mmclipq.graph import ir
 
 S8, U8 = ir.TensorType(0), ir.TensorType(0, signed=False)
+TO_8 = ir.TensorType(3, signed=False)  # holds the upper bound of relu6
 # Name: input (N, C, H, W) and type, outputs, kernel, geometry, result, activation, residual.
 CASES = {
     'pixels and outputs that fill no tile': dict(x=(1, 33, 9, 7), outputs=80, kernel=1),
@@ -19,7 +20,9 @@ CASES = {
     ),
     'a head of 255 channels in float32': dict(x=(1, 96, 6, 6), outputs=255, kernel=1, out=ir.FLOAT),
     'relu6 of uint8 codes': dict(x=(1, 20, 8, 8), kind=U8, outputs=40, kernel=3, padding=(1, 1),
-                                 activation='relu6', out=U8),
+                                 activation='relu6',
+        out=TO_8,
+        gain=4),
     'many steps of depth': dict(x=(1, 144, 5, 5), kind=U8, outputs=48, kernel=3, padding=(1, 1)),
     'a sum of a smaller map': dict(x=(2, 16, 9, 11), outputs=32, kernel=1, upsampled=(4, 6)),
     'an image': dict(x=(1, 3, 21, 19), outputs=34, kernel=7, padding=(3, 3), stride=(2, 2)),
@@ -29,7 +32,7 @@ CASES = {
 
 def graph_of(
     x, outputs, kernel, kind=S8, out=S8, activation='identity', residual=None, upsampled=None,
-    seed=0, **geometry,
+    gain=0, seed=0, **geometry,
 ):  # fmt: skip
     """A graph of one convolution, and inputs with extremes, ties and saturation."""
     g = torch.Generator().manual_seed(seed)
@@ -41,7 +44,7 @@ def graph_of(
     depth = x[1] * kernel * kernel
     # Powers of two, so that results lie on half steps; large ones, so that they saturate.
     exponent = -(depth.bit_length() // 2) - torch.randint(13, 16, (outputs,), generator=g)
-    multiplier = torch.ldexp(torch.ones(outputs), exponent.int())
+    multiplier = torch.ldexp(torch.ones(outputs), exponent.int() + gain)
     multiplier[::3] *= 1 + torch.rand(len(multiplier[::3]), generator=g)
     constants = {
         'w': weight.to(torch.int8),

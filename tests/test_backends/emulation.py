@@ -21,11 +21,11 @@ ORDERS = list(itertools.product((False, True), repeat=2))
 """Whether copies arrive as late as they may, and whether threads take turns backwards."""
 
 
-def compile_emulation(out, sources=SOURCES, optimize='-O3'):
+def compile_emulation(out, sources=SOURCES, *options):
     """Compile the kernels in the folder ``sources`` to the library file ``out``."""
     folder = sources / 'cuda'
     files = sorted(map(str, folder.glob('*.cu'))) + [str(folder / 'emulation.cpp')]
-    command = ['g++', *OPTIONS, optimize, '-x', 'c++', *files, '-o', str(out)]
+    command = ['g++', *OPTIONS, '-O3', *options, '-x', 'c++', *files, '-o', str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert not done.returncode, done.stderr
     return CudaLibrary(out)

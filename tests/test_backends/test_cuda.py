@@ -2,12 +2,11 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-import emulation
 import pytest
 import torch
 from conformance import BackendConformance
 from cuda_cases import CASES, S8, differing, graph_of
-from emulation import ORDERS, EmulatedBackend, compile_emulation, every_choice, set_order
+from emulation import ORDERS, EmulatedBackend, every_choice, set_order
 from whole_detector import Comparison, quantized_detector
 
 from mmclipq.backends import build_backend, cuda
@@ -15,18 +14,14 @@ from mmclipq.errors import ClipQError
 from mmclipq.graph import ir
 
 
-@pytest.fixture(scope='module')
-def library(tmp_path_factory):
-    """The emulated kernels with the hardest order: late copies, threads backwards."""
-    if emulation.REASON:
-        pytest.skip(emulation.REASON)
-    EmulatedBackend.emulated = compile_emulation(tmp_path_factory.mktemp('cuda') / 'emulated.so')
-    set_order(EmulatedBackend.emulated, True, True)
-    yield EmulatedBackend.emulated
-    EmulatedBackend.emulated = EmulatedBackend.forced = None
+@pytest.fixture(autouse=True)
+def library(emulated, monkeypatch):
+    """The emulated kernels in the hardest order: late copies, threads backwards."""
+    monkeypatch.setattr(EmulatedBackend, 'emulated', emulated)
+    set_order(emulated, True, True)
+    return emulated
 
 
-@pytest.mark.usefixtures('library')
 class TestEmulated(BackendConformance):
     backend = 'cuda_emulation'
 
@@ -40,11 +35,9 @@ def test_every_tile_and_split(library, monkeypatch, case, order):
         monkeypatch.setattr(EmulatedBackend, 'forced', choice)
         if count := differing('cuda_emulation', case, repeat=2):
             wrong[choice] = count
-    set_order(library, True, True)
     assert not wrong
 
 
-@pytest.mark.usefixtures('library')
 @pytest.mark.parametrize('name', ['mobilenetv2', 'faster_rcnn'])
 def test_every_code_of_an_emulated_detector(name):
     model, quantized, _ = quantized_detector(name)
@@ -60,7 +53,6 @@ def planned_of(backend):
     return planned
 
 
-@pytest.mark.usefixtures('library')
 def test_split_products_leave_zeros(monkeypatch):
     monkeypatch.setattr(EmulatedBackend, 'forced', (4, 3))
     graph, inputs = graph_of(**CASES['many steps of depth'])
@@ -72,7 +64,6 @@ def test_split_products_leave_zeros(monkeypatch):
     assert not counters.any()
 
 
-@pytest.mark.usefixtures('library')
 def test_results_stay_when_others_come():
     graph, inputs = small_graph()
     backend = build_backend('cuda_emulation', graph)
@@ -83,7 +74,6 @@ def test_results_stay_when_others_come():
     assert not torch.equal(first, second)
 
 
-@pytest.mark.usefixtures('library')
 def test_shapes_are_bounded(monkeypatch):
     monkeypatch.setattr(cuda, 'MAX_SHAPES', 3)
     graph, _ = small_graph()
@@ -95,7 +85,6 @@ def test_shapes_are_bounded(monkeypatch):
     assert len(backend._planned) == 3
 
 
-@pytest.mark.usefixtures('library')
 def test_threads_share_a_backend():
     graph, _ = small_graph()
     backend = build_backend('cuda_emulation', graph)
@@ -136,7 +125,6 @@ def concatenation(channels):
     return ir.Int8Graph(tuple(nodes), ir.Ref('y'), constants)
 
 
-@pytest.mark.usefixtures('library')
 @pytest.mark.parametrize(('channels', 'copies'), [(48, 0), (17, 2)])
 def test_convolutions_write_into_concatenations_where_that_is_aligned(channels, copies):
     graph = concatenation(channels)
@@ -146,7 +134,6 @@ def test_convolutions_write_into_concatenations_where_that_is_aligned(channels, 
     assert steps_of(planned_of(backend)).count('Copy') == copies
 
 
-@pytest.mark.usefixtures('library')
 def test_added_maps_are_read_where_they_are():
     graph, inputs = graph_of(**CASES['a sum of a smaller map'])
     backend = build_backend('cuda_emulation', graph)

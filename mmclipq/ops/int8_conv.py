@@ -1,0 +1,179 @@
+"""Int8 convolution as an operator of torch, ``torch.ops.mmclipq.int8_conv2d``.
+
+The CPU has the reference's arithmetic, a GPU the compiled CUDA operators. Backends do not call it:
+they plan whole graphs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ClipQError
+from ..graph import ir
+from . import cuda_library
+from .arithmetic import activate, conv_sum, per_channel, to_codes
+from .cuda_library import CudaLibrary
+from .cuda_products import CudaProduct, stored_channels
+from .cuda_program import current_stream
+from .cuda_tiles import choices
+from .layer import ACTIVATIONS, Layer
+from .library import ERROR_SIZE
+from .program import memory_format
+from .steps import Place, Step
+
+_SCHEMA = (
+    '(Tensor x, Tensor weight, Tensor multiplier, Tensor bias, *, int[2] stride=[1, 1], '
+    'int[2] padding=[0, 0], int[2] dilation=[1, 1], int groups=1, str activation="identity", '
+    'float slope=0.0, int? exponent=None, bool signed=True) -> Tensor'
+)
+
+
+def int8_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    multiplier: Tensor,
+    bias: Tensor,
+    *,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    activation: str = 'identity',
+    slope: float = 0.0,
+    exponent: int | None = None,
+    signed: bool = True,
+) -> Tensor:
+    """Convolution of codes: ``act(float32(sum of x * weight) * multiplier + bias)``.
+
+    Each float32 operation is rounded by itself; the result is the same on every device.
+
+    Args:
+        x: int8 or uint8 codes ``(N, C, H, W)``; padding is code 0.
+        weight: int8 codes ``(K, C / groups, R, S)``.
+        multiplier, bias: Float32 ``(K,)``.
+        stride, padding, dilation, groups: As in :func:`torch.nn.functional.conv2d`.
+        activation: One of :data:`mmclipq.graph.ir.ACTIVATIONS`.
+        slope: Factor of negative values in ``'leaky_relu'``.
+        exponent: Range exponent of the result's codes, rounded half to even and saturated; None for
+            float32 values.
+        signed: Whether the result's codes are int8, else uint8.
+
+    Returns:
+        ``(N, K, P, Q)`` with channels last in memory.
+
+    Raises:
+        ClipQError: if a dtype or shape does not fit.
+    """
+    return torch.ops.mmclipq.int8_conv2d(
+        x, weight, multiplier, bias, stride=stride, padding=padding, dilation=dilation,
+        groups=groups, activation=activation, slope=slope, exponent=exponent, signed=signed,
+    )  # fmt: skip
+
+
+def _check(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, node: ir.Conv) -> None:
+    found = None
+    if x.dim() != 4 or x.dtype not in (torch.int8, torch.uint8):
+        found = f'x of {x.dtype} {tuple(x.shape)}, wanted int8 or uint8 (N, C, H, W)'
+    elif weight.dim() != 4 or weight.dtype != torch.int8:
+        found = f'weight of {weight.dtype} {tuple(weight.shape)}, wanted int8 (K, C, R, S)'
+    elif weight.shape[1] * node.groups != x.shape[1] or weight.shape[0] % node.groups:
+        found = (
+            f'weight {tuple(weight.shape)} in {node.groups} groups, wanted {x.shape[1]} channels'
+        )
+    elif node.activation not in ACTIVATIONS:
+        found = f'activation {node.activation!r}, wanted one of {sorted(ACTIVATIONS)}'
+    for name, values in (('multiplier', multiplier), ('bias', bias)):
+        if found is None and (values.dtype, values.shape) != (torch.float32, weight.shape[:1]):
+            found = f'{name} of {values.dtype} {tuple(values.shape)}, wanted float32 of K items'
+    if found is None and len({t.device for t in (x, weight, multiplier, bias)}) > 1:
+        found = 'tensors on several devices, wanted one'
+    if found is not None:
+        raise ClipQError(f'int8_conv2d: found {found}')
+
+
+def _node(
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    activation: str = 'identity',
+    slope: float = 0.0,
+    exponent: int | None = None,
+    signed: bool = True,
+) -> ir.Conv:
+    # torch leaves out arguments that are the schema's defaults, so they stand here, too.
+    return ir.Conv(
+        'int8_conv2d', ir.TensorType(exponent, signed), 'x', 'w', 'e', 'm', 'b', activation, slope,
+        stride=tuple(stride), padding=tuple(padding), dilation=tuple(dilation), groups=groups,
+    )  # fmt: skip
+
+
+def _empty_result(x: Tensor, product: Layer) -> Tensor:
+    shape = product.result_shape(x.shape)
+    return torch.empty(shape, dtype=product.dtype, device=x.device, memory_format=memory_format(4))
+
+
+def launch(
+    library: CudaLibrary, x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, node: ir.Conv
+) -> Tensor:
+    """The convolution ``node`` by the compiled operators, on the current stream."""
+    _check(x, weight, multiplier, bias, node)
+    product = CudaProduct(node, weight, multiplier, bias, x.dtype == torch.int8)
+    result = _empty_result(x, product)
+    stored = x.shape[1] if product.grouped else stored_channels(x.shape[1])
+    n, c, h, w = x.shape
+    rows = x.new_zeros(n, h, w, stored)
+    rows[..., :c] = x.permute(0, 2, 3, 1)
+    step = product.step(x.shape, result.shape)
+    step.src, step.dst = Place(0, 0), Place(1, 0)
+    step.src_stride, step.dst_stride = stored, product.outputs
+    step.wide_dst = product.dtype.itemsize == 1 and product.outputs % 16 == 0
+    if not product.grouped:
+        pixels = result.numel() // product.outputs
+        gpu = library.properties(x.device.index or 0)
+        found = choices(
+            library.tiles, pixels, product.outputs, product.depth, product.few_channels, gpu
+        )
+        step.tile = next(choice for choice in found if choice.splits == 1).tile.number
+    error = ctypes.create_string_buffer(ERROR_SIZE)
+    buffers = (ctypes.c_void_p * 2)(rows.data_ptr(), result.data_ptr())
+    steps = (Step * 1)(Step(0, ctypes.addressof(step)))
+    if not library.run(steps, 1, buffers, current_stream(x.device), error):
+        raise ClipQError(f'int8_conv2d: {error.value.decode()}')
+    return result
+
+
+def _on_cpu(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, **options: Any) -> Tensor:
+    node = _node(**options)
+    _check(x, weight, multiplier, bias, node)
+    Layer(node, weight, multiplier, bias).result_shape(x.shape)  # refuses an image too small
+    v = conv_sum(x.double(), weight.double(), node).float()
+    v = v.mul_(per_channel(multiplier, node)).add_(per_channel(bias, node))
+    v = activate(v, node.activation, node.slope)
+    result = to_codes(v, node.type) if node.type.is_codes else v
+    return result.contiguous(memory_format=memory_format(4))
+
+
+def _on_cuda(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, **options: Any) -> Tensor:
+    with torch.cuda.device(x.device):
+        return launch(cuda_library.library(), x, weight, multiplier, bias, _node(**options))
+
+
+def _without_data(
+    x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, **options: Any
+) -> Tensor:
+    node = _node(**options)
+    _check(x, weight, multiplier, bias, node)
+    return _empty_result(x, Layer(node, weight, multiplier, bias))
+
+
+_OP = 'mmclipq::int8_conv2d'
+torch.library.define(_OP, _SCHEMA)
+torch.library.impl(_OP, 'cpu', _on_cpu)
+torch.library.impl(_OP, 'cuda', _on_cuda)
+torch.library.register_fake(_OP, _without_data)
