@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument('--int8', action='store_true', help='evaluate integer execution')
     parser.add_argument(
         '--backend', default='auto',
-        help='auto, cpu, cuda, reference, simulated, onnxruntime, openvino or table',
+        help='auto, cpu, cuda, int_mm, reference, simulated, onnxruntime, openvino or table',
     )  # fmt: skip
     parser.add_argument('--calib-images', type=int, help='images to calibrate a float checkpoint')
     options, rest = parser.parse_known_args(arguments)
