@@ -5,7 +5,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmclipq.apis.mmdet_tools import check_file, one_sentence_errors
+from mmclipq.apis.mmdet_tools import check_device, check_file, one_sentence_errors
 
 
 def main(arguments: list[str]) -> None:
@@ -23,6 +23,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument('--no-json', action='store_true', help='write pictures alone')
     args = parser.parse_args(arguments)
     check_file(args.file, 'a .clipq file or an exported one')
+    check_device(args.device)
 
     from mmclipq.apis import Int8Inferencer
 

@@ -33,6 +33,26 @@ def check_file(path: str, wanted: str) -> None:
         raise ClipQError(f'{path}: found no file, wanted {wanted}')
 
 
+def check_device(name: str) -> None:
+    """Return if torch can use the device called ``name``.
+
+    Raises:
+        ClipQError: naming it and what was wanted.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ClipQError(f'--device {name}: found no such device, wanted cpu or cuda') from None
+    gpus = torch.cuda.device_count()
+    if device.type == 'cuda' and (device.index or 0) >= gpus:
+        raise ClipQError(
+            f'--device {name}: torch {torch.__version__} finds {gpus} GPUs, wanted this one; use '
+            '--device cpu'
+        )
+
+
 def run_mmdet_tool(name: str, arguments: list[str]) -> None:
     """Run mmdet's ``tools/<name>.py`` with ``arguments``.
 

@@ -80,7 +80,9 @@ class CudaBackend(CompiledBackend):
     def unavailable(device: str) -> str:
         if torch.device(device).type != 'cuda':
             return f'it runs on a GPU, not on {device}; use --backend cpu, or a device such as cuda'
-        return cuda_library.why_unavailable()
+        return cuda_library.why_unavailable() or (
+            '' if torch.cuda.is_available() else 'torch finds no GPU; use --device cpu'
+        )
 
     def _new_product(
         self, node: ir.Product, weight: Tensor, residual_type: ir.TensorType | None

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from mmclipq.apis import build_detector, quantize, save_int8
+from mmclipq.apis.mmdet_tools import check_device
+from mmclipq.errors import ClipQError
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'infer.py'
 
@@ -64,3 +66,15 @@ def test_wrong_paths_are_named_in_one_sentence(model_file, tmp_path):
     assert done.returncode == 1
     assert 'none.jpg: found no file, wanted an image, a folder or a video' in done.stderr
     assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ('device', 'message'),
+    [
+        ('cuda:99', r'--device cuda:99: torch .* finds \d+ GPUs, wanted this one; use'),
+        ('gpu', '--device gpu: found no such device, wanted cpu or cuda'),
+    ],
+)
+def test_a_device_that_is_not_there(device, message):
+    with pytest.raises(ClipQError, match=message):
+        check_device(device)

@@ -19,6 +19,9 @@ struct ConvKernel {
   static constexpr int kPixels = kPixels_, kOutputs = kOutputs_;
   static constexpr int kThreads = kWarpsM * kWarpsN * 32, kDepth = 64;
   static constexpr bool kFewChannels = kNarrow;
+  // Blocks that a multiprocessor must have registers for, 0 for as the compiler likes: on sm_90 it
+  // would rather spill a register of the narrow one than have fewer than four.
+  static constexpr int kBlocks = kNarrow ? 3 : 0;
   static constexpr int kWarpPixels = kPixels / kWarpsM, kWarpOutputs = kOutputs / kWarpsN;
   static constexpr int kTilesM = kWarpPixels / 16, kTilesN = kWarpOutputs / 8;
   static constexpr int kStage = (kPixels + kOutputs) * kDepth;

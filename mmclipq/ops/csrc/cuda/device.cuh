@@ -159,7 +159,8 @@ void launch_items(const Body &body, int64_t count, ClipqStream stream) {
 }
 
 template <typename Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads) blocks_kernel(const typename Kernel::Args args) {
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
+    blocks_kernel(const typename Kernel::Args args) {
   extern __shared__ __align__(128) uint8_t shared[];
   Kernel::run(args, shared);
 }
