@@ -31,11 +31,12 @@ class _Matrix:
 
     Attributes:
         columns: int8 ``(depth, outputs)``, both rounded up with zeros.
-        outputs: Number of outputs that count.
+        depth, outputs: How many of them count.
         shift: int32 ``(outputs,)``, what uint8 inputs lack once they are int8; None for int8 ones.
     """
 
     columns: Tensor
+    depth: int
     outputs: int
     shift: Tensor | None
 
@@ -48,11 +49,20 @@ class _Matrix:
         columns = F.pad(rows, (0, added[0], 0, added[1])).contiguous().t()
         # In int64, then wrapped like the sums that it joins.
         shift = None if signed else (128 * rows.sum(1, dtype=torch.int64)).to(torch.int32)
-        return cls(columns, outputs, shift)
+        return cls(columns, depth, outputs, shift)
 
     def product(self, x: Tensor) -> Tensor:
-        """int32 sums ``(M, outputs)`` of int8 ``x`` ``(M, depth)``."""
+        """int32 sums ``(M, outputs)`` of int8 ``x`` ``(M, depth)``.
+
+        Raises:
+            GraphError: if ``x`` has another depth.
+        """
         count, depth = x.shape
+        if depth != self.depth:  # filling up would hide it
+            raise ir.GraphError(
+                f'found codes of depth {depth}, wanted {self.depth} as the weights have; export '
+                'the file again'
+            )
         added = len(self.columns) - depth, max(0, _MIN_ROWS - count)
         if any(added):
             x = F.pad(x, (0, added[0], 0, added[1]))
@@ -72,6 +82,11 @@ def _patches(x: Tensor, kernel: tuple[int, int], node: ir.Conv) -> Tensor:
         (size - reach - 1) // step + 1
         for size, reach, step in zip(x.shape[1:3], far, node.stride, strict=True)
     )
+    if rows < 1 or columns < 1:  # the view would be empty
+        raise ir.GraphError(
+            f'{node.name}: found an input of {x.shape[1]}x{x.shape[2]} with its padding, wanted '
+            'one that its kernel fits into; use larger images'
+        )
     image, line, pixel, channel = x.stride()
     (down, right), (far_y, far_x) = node.stride, node.dilation
     return x.as_strided(

@@ -106,6 +106,19 @@ def test_a_linear_layer_of_no_rows(kind):
     check(graph, x)
 
 
+@pytest.mark.parametrize('channels', [15, 17, 40])
+def test_other_channels_than_the_weights_have_are_refused(channels):
+    graph = graph_of(S8, torch.ones(8, 16, 1, 1))
+    with pytest.raises(ir.GraphError, match=f'found codes of depth {channels}, wanted 16'):
+        build_backend('int_mm', graph).run(torch.zeros(1, channels, 5, 5, dtype=torch.int8))
+
+
+def test_an_input_smaller_than_the_kernel_is_refused():
+    graph = graph_of(S8, torch.ones(8, 16, 3, 3), padding=(1, 0))
+    with pytest.raises(ir.GraphError, match='y: found an input of 4x2 with its padding, wanted'):
+        build_backend('int_mm', graph).run(torch.zeros(1, 16, 2, 2, dtype=torch.int8))
+
+
 def test_every_code_of_a_detector():
     model, quantized, _ = quantized_detector('mobilenetv2')
     Comparison(model, quantized, 'int_mm').check((1, 32, 64), runs=1)
