@@ -44,6 +44,9 @@ class OctaveHistogram:
             fp.check_finite(magnitude, self.name)
             fp.check_exponent(math.frexp(float(magnitude.max()))[1], self.name)
         octave = octave.clamp_(min=0).long()
+        if torch.are_deterministic_algorithms_enabled():
+            # On a GPU bincount has no such form, and PyTorch would refuse it.
+            octave, magnitude = octave.cpu(), magnitude.cpu()
         values = magnitude.double()
         rows = (None, values, values * values)
         table = [torch.bincount(octave, weights, minlength=_OCTAVES).double() for weights in rows]

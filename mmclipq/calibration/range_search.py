@@ -65,11 +65,12 @@ def weight_exponents(weight: Tensor, upper: int | None, name: str = 'weight') ->
     """
     fp.check_finite(weight, name)
     rows = weight.detach().float().flatten(1)
-    top = torch.tensor([fp.holding_exponent(value) for value in rows.abs().amax(1).tolist()])
+    largest = rows.abs().amax(1).tolist()
+    top = torch.tensor([fp.holding_exponent(value) for value in largest], device=rows.device)
     limit = fp.EXPONENT_MAX if upper is None else upper
     # The range that holds the channel, up to two octaves less (clips its tail), and one more
     # because a weight at the very top of a range saturates at 127/128 of it.
-    best, best_error = top, torch.full((len(rows),), torch.inf)
+    best, best_error = top, rows.new_full((len(rows),), torch.inf)
     for shift in (1, 0, -1, -2):
         tried = (top + shift).clamp(fp.EXPONENT_MIN, limit)
         error = fp.quantize(rows, tried, axis=0).sub_(rows).square_().sum(1)

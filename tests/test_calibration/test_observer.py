@@ -49,6 +49,15 @@ def test_table_equals_brute_force_at_every_octave_boundary():
     assert torch.equal(seen(values).table, brute_table(values.tolist()))
 
 
+def test_deterministic_algorithms_are_enough():
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = seen(hurting_values())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(found.table, seen(hurting_values()).table)
+
+
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
 def test_other_float_types(dtype):
     x = torch.tensor([0.0, 0.25, -0.75, 1.0, -1.5, 300.0], dtype=dtype)
