@@ -1,10 +1,12 @@
 """Int8Runner: evaluates a .clipq file or a float checkpoint, also with test-time augmentation."""
 
+import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS, RUNNERS
 from mmengine.runner import Runner
@@ -13,6 +15,7 @@ from mmclipq.apis import build_detector, load_int8
 from mmclipq.apis.export import export_checkpoint
 from mmclipq.backends.base import backend_class
 from mmclipq.detector import Int8Detector
+from mmclipq.engine.int8_runner import Int8Runner
 from mmclipq.errors import ClipQError
 
 RESULTS = []
@@ -178,3 +181,41 @@ def test_backend_of_the_config_is_used(test_config, checkpoint):
 def test_missing_file_is_named(test_config, tmp_path):
     with pytest.raises(ClipQError, match=r'absent\.clipq: found no file'):
         run(test_config, tmp_path / 'absent.clipq')
+
+
+@pytest.mark.parametrize(
+    ('backend', 'file', 'wanted'),
+    [
+        ('auto', 'float.pth', ('cuda:1', 'cuda:1')),
+        ('reference', 'float.pth', ('cuda:1', 'cuda:1')),
+        ('cpu', 'float.pth', ('cuda:1', 'cpu')),
+        ('openvino', 'float.pth', ('cuda:1', 'cpu')),
+        ('auto', 'int8.clipq', ('cuda:1',)),
+        ('cpu', 'int8.clipq', ('cpu',)),
+        ('auto', 'int8.onnx', ('cpu',)),
+    ],
+)
+def test_the_device_is_that_of_the_model_where_the_backend_runs_there(
+    monkeypatch, backend, file, wanted
+):
+    """With a stand-in for a model on a GPU: calibration, then execution."""
+    places = []
+
+    def note(device):
+        places.append(device)
+        return SimpleNamespace(runtime='', int8_backend=SimpleNamespace(name=''))
+
+    stand_ins = {
+        'backend_class': lambda name, device: None,
+        'quantize_checkpoint': lambda cfg, path, count, device: (note(device), None, None),
+        'to_int8': lambda detector, quantized, name, device: note(device),
+        'load_detector': lambda path, device, name: note(device),
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(f'mmclipq.engine.int8_runner.{name}', stand_in)
+    runner = object.__new__(Int8Runner)
+    runner.cfg = Config(dict(int8_test=dict(backend=backend), model=dict()))
+    runner.model = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device='cuda:1')]))
+    runner._load_from, runner._has_loaded, runner.logger = file, False, logging.getLogger()
+    runner.load_or_resume()
+    assert tuple(places) == wanted
