@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..graph import ir
+from ..ops.layer import Layer
 from ..ops.program import Program, Slot, memory_format
 from .planner import COMPILED, Unplannable
 from .reference import ReferenceBackend
@@ -96,7 +97,12 @@ class CompiledBackend(ReferenceBackend):
 
     Several Python threads may run one backend at once. What no step does at some shape, and float
     islands, run in Python as the reference does.
+
+    Attributes:
+        layer: Packs the weights of a convolution or linear layer as the planner wants them.
     """
+
+    layer: Callable[..., Layer]
 
     def __init__(self, graph: ir.Int8Graph, *args: Any, **kwargs: Any) -> None:
         super().__init__(graph, *args, **kwargs)
@@ -105,12 +111,6 @@ class CompiledBackend(ReferenceBackend):
         self._lock = threading.RLock()
         self._in_python: set[str] = set()
         self._parts = self._find_parts()
-
-    @abstractmethod
-    def _new_product(
-        self, node: ir.Product, weight: Tensor, residual_type: ir.TensorType | None
-    ) -> Any:
-        """The layer as the planner wants it, from int8 weight codes in the order of its input."""
 
     @abstractmethod
     def _planned_for(
@@ -146,13 +146,14 @@ class CompiledBackend(ReferenceBackend):
             ):
                 yield node.name
 
-    def _product(self, node: ir.Product) -> Any:
+    def _product(self, node: ir.Product) -> Layer:
         weight = self.constants[node.weight]
         if node.x in self._kept_flat:
             size = self._nodes[self._nodes[node.x].x].output_size
             weight = weight.unflatten(1, (-1, *size)).permute(0, 2, 3, 1).flatten(1)
         residual = None if node.residual is None else self.types[node.residual]
-        return self._new_product(node, weight, residual)
+        multiplier, bias = self.constants[node.multiplier], self.constants[node.bias]
+        return self.layer(node, weight, multiplier, bias, self.types[node.x].signed, residual)
 
     def _find_parts(self) -> list[Part]:
         kept = {ref.name for ref in ir.iter_refs(self.graph.outputs)}

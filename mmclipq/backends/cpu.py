@@ -39,6 +39,7 @@ class CpuBackend(CompiledBackend):
     """
 
     name = 'cpu'
+    layer = Product
 
     def __init__(self, graph: ir.Int8Graph, *args: Any, **kwargs: Any) -> None:
         self._planned: OrderedDict[Any, _CpuPlanned] = OrderedDict()
@@ -49,18 +50,6 @@ class CpuBackend(CompiledBackend):
         if torch.device(device).type != 'cpu':
             return f'it runs on the CPU, not on {device}'
         return why_unavailable()
-
-    def _new_product(
-        self, node: ir.Product, weight: Tensor, residual_type: ir.TensorType | None
-    ) -> Product:
-        return Product(
-            node,
-            weight,
-            self.constants[node.multiplier],
-            self.constants[node.bias],
-            self.types[node.x].signed,
-            residual_type,
-        )
 
     @torch.no_grad()
     def run(self, *inputs: Tensor, observe: Observe | None = None) -> Any:

@@ -65,6 +65,7 @@ class CudaBackend(CompiledBackend):
     """
 
     name = 'cuda'
+    layer = CudaProduct
     fallback = 'int_mm'
     library = staticmethod(cuda_library.library)
 
@@ -82,18 +83,6 @@ class CudaBackend(CompiledBackend):
             return f'it runs on a GPU, not on {device}; use --backend cpu, or a device such as cuda'
         return cuda_library.why_unavailable() or (
             '' if torch.cuda.is_available() else 'torch finds no GPU; use --device cpu'
-        )
-
-    def _new_product(
-        self, node: ir.Product, weight: Tensor, residual_type: ir.TensorType | None
-    ) -> CudaProduct:
-        return CudaProduct(
-            node,
-            weight,
-            self.constants[node.multiplier],
-            self.constants[node.bias],
-            self.types[node.x].signed,
-            residual_type,
         )
 
     def _planned_for(

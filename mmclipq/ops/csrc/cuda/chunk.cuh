@@ -69,3 +69,25 @@ struct Chunks {
     return static_cast<int>(length - first < kChunk ? length - first : kChunk);
   }
 };
+
+// Channels of one pixel of images (images, rows, columns, channels) that a thread makes.
+struct PixelChunk {
+  int64_t image, row, column, pixel, first;
+  int count;
+
+  // `item` counts the chunks of all pixels.
+  CLIPQ_DEVICE PixelChunk(int64_t item, int64_t rows, int64_t columns, int64_t channels) {
+    const int64_t per_pixel = (channels + kChunk - 1) / kChunk;
+    pixel = item / per_pixel;
+    first = (item - pixel * per_pixel) * kChunk;
+    const int64_t line = pixel / columns;
+    column = pixel - line * columns;
+    image = line / rows;
+    row = line - image * rows;
+    count = static_cast<int>(channels - first < kChunk ? channels - first : kChunk);
+  }
+};
+
+inline int64_t pixel_chunks(int64_t pixels, int64_t channels) {
+  return pixels * ((channels + kChunk - 1) / kChunk);
+}

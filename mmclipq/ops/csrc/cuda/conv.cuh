@@ -36,6 +36,19 @@ struct ConvKernel {
 
   using Sums = int[kTilesM][kTilesN][4];
 
+  // Calls body(i, j, e) for each sum of a thread, unrolled so that sums stay in registers.
+  template <typename Body>
+  static CLIPQ_DEVICE void each(Body body) {
+    CLIPQ_UNROLL
+    for (int i = 0; i < kTilesM; ++i) {
+      CLIPQ_UNROLL
+      for (int j = 0; j < kTilesN; ++j) {
+        CLIPQ_UNROLL
+        for (int e = 0; e < 4; ++e) body(i, j, e);
+      }
+    }
+  }
+
   static CLIPQ_DEVICE int place(int line, int chunk) {
     return line * kDepth + ((chunk ^ ((line >> 1) & 3)) << 4);
   }
@@ -149,16 +162,9 @@ struct ConvKernel {
     const int t = device::thread(), columns = (p.outputs + kOutputs - 1) / kOutputs;
     const int64_t tile = static_cast<int64_t>(device::block_x()) * columns + device::block_y();
     int *whole = p.sums + tile * kPixels * kOutputs + t;
-    CLIPQ_UNROLL
-    for (int i = 0; i < kTilesM; ++i) {
-      CLIPQ_UNROLL
-      for (int j = 0; j < kTilesN; ++j) {
-        CLIPQ_UNROLL
-        for (int e = 0; e < 4; ++e) {
-          device::add_to(whole + ((i * kTilesN + j) * 4 + e) * kThreads, sums[i][j][e]);
-        }
-      }
-    }
+    each([&](int i, int j, int e) {
+      device::add_to(whole + ((i * kTilesN + j) * 4 + e) * kThreads, sums[i][j][e]);
+    });
     device::fence();
     device::synchronize();
     int *last = reinterpret_cast<int *>(shared);
@@ -168,41 +174,27 @@ struct ConvKernel {
     device::synchronize();
     if (!came_last) return false;
     device::fence();
-    CLIPQ_UNROLL
-    for (int i = 0; i < kTilesM; ++i) {
-      CLIPQ_UNROLL
-      for (int j = 0; j < kTilesN; ++j) {
-        CLIPQ_UNROLL
-        for (int e = 0; e < 4; ++e) {
-          int *sum = whole + ((i * kTilesN + j) * 4 + e) * kThreads;
-          sums[i][j][e] = device::read_shared(sum);
-          *sum = 0;
-        }
-      }
-    }
+    each([&](int i, int j, int e) {
+      int *sum = whole + ((i * kTilesN + j) * 4 + e) * kThreads;
+      sums[i][j][e] = device::read_shared(sum);
+      *sum = 0;
+    });
     if (t == 0) p.counters[tile] = 0;
     return true;
   }
 
   static CLIPQ_DEVICE void store_floats(const Args &p, int pixel, int output, const Sums &sums) {
     float *dst = static_cast<float *>(p.dst);
-    CLIPQ_UNROLL
-    for (int i = 0; i < kTilesM; ++i) {
-      CLIPQ_UNROLL
-      for (int j = 0; j < kTilesN; ++j) {
-        CLIPQ_UNROLL
-        for (int e = 0; e < 4; ++e) {
-          const int m = pixel + i * 16 + (e >> 1) * 8, n = output + j * 8 + (e & 1);
-          if (m >= p.pixels || n >= p.outputs) continue;
-          float r = 0.0f;
-          if (p.residual_order) {
-            r = residual_value(p, p.residual[residual_pixel(p, m) * p.residual_stride + n]);
-          }
-          dst[static_cast<int64_t>(m) * p.dst_stride + n] =
-              finish(p, sums[i][j][e], p.multiplier[n], p.bias[n], r);
-        }
+    each([&](int i, int j, int e) {
+      const int m = pixel + i * 16 + (e >> 1) * 8, n = output + j * 8 + (e & 1);
+      if (m >= p.pixels || n >= p.outputs) return;
+      float r = 0.0f;
+      if (p.residual_order) {
+        r = residual_value(p, p.residual[residual_pixel(p, m) * p.residual_stride + n]);
       }
-    }
+      dst[static_cast<int64_t>(m) * p.dst_stride + n] =
+          finish(p, sums[i][j][e], p.multiplier[n], p.bias[n], r);
+    });
   }
 
   // Residual codes to the lines where the results will lie.
@@ -260,14 +252,7 @@ struct ConvKernel {
     Source source;
     source.start(p, first_pixel, first_output, begin);
     Sums sums;
-    CLIPQ_UNROLL
-    for (int i = 0; i < kTilesM; ++i) {
-      CLIPQ_UNROLL
-      for (int j = 0; j < kTilesN; ++j) {
-        CLIPQ_UNROLL
-        for (int e = 0; e < 4; ++e) sums[i][j][e] = 0;
-      }
-    }
+    each([&](int i, int j, int e) { sums[i][j][e] = 0; });
     CLIPQ_UNROLL
     for (int stage = 0; stage < kStages - 1; ++stage) {
       if (begin + stage < end) source.copy(p, begin + stage, shared + stage * kStage);

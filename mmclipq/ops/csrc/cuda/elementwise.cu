@@ -100,19 +100,14 @@ struct Upsample {
   ClipqUpsample spec;
   const uint8_t *src;
   uint8_t *dst;
-  int64_t per_pixel;
   bool aligned;
 
   CLIPQ_DEVICE void operator()(int64_t i) const {
-    const int64_t pixel = i / per_pixel, first = (i - pixel * per_pixel) * kChunk;
-    const int64_t line = pixel / spec.columns, column = pixel - line * spec.columns;
-    const int64_t image = line / spec.rows, row = line - image * spec.rows;
+    const PixelChunk at(i, spec.rows, spec.columns, spec.channels);
     const int64_t from =
-        (image * spec.height + spec.row_of[row]) * spec.width + spec.column_of[column];
-    const int64_t rest = spec.channels - first;
-    const int count = static_cast<int>(rest < kChunk ? rest : kChunk);
-    const Chunk chunk = load_chunk(src + from * spec.channels + first, count, aligned);
-    store_chunk(dst + pixel * spec.stride + first, chunk, count, aligned);
+        (at.image * spec.height + spec.row_of[at.row]) * spec.width + spec.column_of[at.column];
+    const Chunk chunk = load_chunk(src + from * spec.channels + at.first, at.count, aligned);
+    store_chunk(dst + at.pixel * spec.stride + at.first, chunk, at.count, aligned);
   }
 };
 
@@ -164,9 +159,10 @@ void clipq_launch(const ClipqCopy &spec, const ClipqBuffers &buffers, ClipqStrea
 
 void clipq_launch(const ClipqUpsample &spec, const ClipqBuffers &buffers, ClipqStream stream) {
   Upsample body{spec, buffers.at<const uint8_t>(spec.src), buffers.at<uint8_t>(spec.dst),
-                (spec.channels + kChunk - 1) / kChunk, false};
+                false};
   body.aligned = whole_chunks(spec.channels, spec.stride, body.src, body.dst);
-  device::launch_items(body, spec.images * spec.rows * spec.columns * body.per_pixel, stream);
+  device::launch_items(body, pixel_chunks(spec.images * spec.rows * spec.columns, spec.channels),
+                       stream);
 }
 
 void clipq_launch(const ClipqFlatten &spec, const ClipqBuffers &buffers, ClipqStream stream) {

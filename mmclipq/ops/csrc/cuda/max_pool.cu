@@ -9,32 +9,27 @@ struct MaxPool {
   ClipqMaxPool s;
   const uint8_t *src;
   uint8_t *dst;
-  int64_t per_pixel;
   bool aligned;
 
   CLIPQ_DEVICE void operator()(int64_t i) const {
-    const int64_t pixel = i / per_pixel, first = (i - pixel * per_pixel) * kChunk;
-    const int64_t line = pixel / s.columns, column = pixel - line * s.columns;
-    const int64_t image = line / s.rows, row = line - image * s.rows;
-    const int64_t rest = s.channels - first;
-    const int count = static_cast<int>(rest < kChunk ? rest : kChunk);
+    const PixelChunk at(i, s.rows, s.columns, s.channels);
     const uint32_t smallest = s.is_signed ? 0x80808080u : 0u;
     Chunk best{{smallest, smallest, smallest, smallest}};
     for (int64_t r = 0; r < s.kernel[0]; ++r) {
-      const int64_t y = row * s.step[0] - s.padding[0] + r * s.dilation[0];
+      const int64_t y = at.row * s.step[0] - s.padding[0] + r * s.dilation[0];
       if (y < 0 || y >= s.height) continue;
       for (int64_t q = 0; q < s.kernel[1]; ++q) {
-        const int64_t x = column * s.step[1] - s.padding[1] + q * s.dilation[1];
+        const int64_t x = at.column * s.step[1] - s.padding[1] + q * s.dilation[1];
         if (x < 0 || x >= s.width) continue;
-        const int64_t from = ((image * s.height + y) * s.width + x) * s.channels + first;
-        const Chunk codes = load_chunk(src + from, count, aligned);
+        const int64_t from = ((at.image * s.height + y) * s.width + x) * s.channels + at.first;
+        const Chunk codes = load_chunk(src + from, at.count, aligned);
         CLIPQ_UNROLL
         for (int w = 0; w < 4; ++w) {
           best.words[w] = device::largest4(best.words[w], codes.words[w], s.is_signed != 0);
         }
       }
     }
-    store_chunk(dst + pixel * s.stride + first, best, count, aligned);
+    store_chunk(dst + at.pixel * s.stride + at.first, best, at.count, aligned);
   }
 };
 
@@ -42,7 +37,8 @@ struct MaxPool {
 
 void clipq_launch(const ClipqMaxPool &spec, const ClipqBuffers &buffers, ClipqStream stream) {
   MaxPool body{spec, buffers.at<const uint8_t>(spec.src), buffers.at<uint8_t>(spec.dst),
-               (spec.channels + kChunk - 1) / kChunk, false};
+               false};
   body.aligned = whole_chunks(spec.channels, spec.stride, body.src, body.dst);
-  device::launch_items(body, spec.images * spec.rows * spec.columns * body.per_pixel, stream);
+  device::launch_items(body, pixel_chunks(spec.images * spec.rows * spec.columns, spec.channels),
+                       stream);
 }

@@ -64,7 +64,6 @@ struct RoIAlign {
   Level level[kMaxLevels];
   const float *rois;
   uint8_t *dst;
-  int64_t per_bin;
   bool aligned;
 
   CLIPQ_DEVICE int level_of(const float *roi) const {
@@ -77,18 +76,13 @@ struct RoIAlign {
   }
 
   CLIPQ_DEVICE void operator()(int64_t item) const {
-    const int64_t bin = item / per_bin, first = (item - bin * per_bin) * kChunk;
-    const int64_t line = bin / spec.columns;
-    const int q = static_cast<int>(bin - line * spec.columns);
-    const int64_t k = line / spec.rows;
-    const int p = static_cast<int>(line - k * spec.rows);
-    const float *roi = rois + 5 * k;
+    const PixelChunk at(item, spec.rows, spec.columns, spec.channels);  // an image is a region
+    const int p = static_cast<int>(at.row), q = static_cast<int>(at.column);
+    const float *roi = rois + 5 * at.image;
     const Level &map = level[level_of(roi)];
     const Axis y(roi[2], roi[4], static_cast<int>(spec.rows), map.height, map.scale, spec);
     const Axis x(roi[1], roi[3], static_cast<int>(spec.columns), map.width, map.scale, spec);
-    const int64_t rest = spec.channels - first;
-    const int count = static_cast<int>(rest < kChunk ? rest : kChunk);
-    const uint8_t *codes = map.codes + first +
+    const uint8_t *codes = map.codes + at.first +
                            static_cast<int64_t>(roi[0]) * map.height * map.width * spec.channels;
     float total[kChunk];
     CLIPQ_UNROLL
@@ -101,10 +95,10 @@ struct RoIAlign {
         if (!column.counts) continue;
         const int64_t above = static_cast<int64_t>(row.low) * map.width;
         const int64_t below = static_cast<int64_t>(row.high) * map.width;
-        const Chunk v1 = load_chunk(codes + (above + column.low) * spec.channels, count, aligned);
-        const Chunk v2 = load_chunk(codes + (above + column.high) * spec.channels, count, aligned);
-        const Chunk v3 = load_chunk(codes + (below + column.low) * spec.channels, count, aligned);
-        const Chunk v4 = load_chunk(codes + (below + column.high) * spec.channels, count, aligned);
+        const Chunk v1 = load_chunk(codes + (above + column.low) * spec.channels, at.count, aligned);
+        const Chunk v2 = load_chunk(codes + (above + column.high) * spec.channels, at.count, aligned);
+        const Chunk v3 = load_chunk(codes + (below + column.low) * spec.channels, at.count, aligned);
+        const Chunk v4 = load_chunk(codes + (below + column.high) * spec.channels, at.count, aligned);
         const float w1 = device::mul(row.below, column.below);
         const float w2 = device::mul(row.below, column.above);
         const float w3 = device::mul(row.above, column.below);
@@ -127,7 +121,7 @@ struct RoIAlign {
       const float v = device::mul(device::div(total[c], divisor), spec.scale);
       result.put(c, device::to_code(v, spec.dst_signed != 0));
     }
-    store_chunk(dst + bin * spec.channels + first, result, count, aligned);
+    store_chunk(dst + at.pixel * spec.channels + at.first, result, at.count, aligned);
   }
 };
 
@@ -139,7 +133,6 @@ void clipq_launch(const ClipqRoIAlign &spec, const ClipqBuffers &buffers, ClipqS
   body.spec = spec;
   body.rois = buffers.at<const float>(spec.rois);
   body.dst = buffers.at<uint8_t>(spec.dst);
-  body.per_bin = (spec.channels + kChunk - 1) / kChunk;
   body.aligned = whole_chunks(spec.channels, spec.channels, body.dst);
   for (int64_t i = 0; i < spec.levels; ++i) {
     const ClipqLevel &level = spec.level[i];
@@ -147,5 +140,6 @@ void clipq_launch(const ClipqRoIAlign &spec, const ClipqBuffers &buffers, ClipqS
                      static_cast<int>(level.width), level.scale};
     body.aligned = body.aligned && is_aligned(body.level[i].codes);
   }
-  device::launch_items(body, spec.count * spec.rows * spec.columns * body.per_bin, stream);
+  device::launch_items(body, pixel_chunks(spec.count * spec.rows * spec.columns, spec.channels),
+                       stream);
 }
