@@ -23,6 +23,7 @@ COMPILED = (
 )  # fmt: skip
 """Nodes that a program can execute."""
 
+
 class Unplannable(Exception):
     """A node that no step does at these shapes.
 
