@@ -95,7 +95,9 @@ class CudaBackend(CompiledBackend):
                 found = self._plan(part, shapes, planes, watched)
                 kept = [k for k in self._planned if k[0] == part.outputs]
                 if len(kept) >= MAX_SHAPES:
-                    del self._planned[kept[0]]
+                    evicted = self._planned.pop(kept[0])
+                    if evicted.event is not None:  # another stream may still be in its memory
+                        evicted.event.synchronize()
                 self._planned[key] = found
             self._planned.move_to_end(key)
         return found
