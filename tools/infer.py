@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument('input', nargs='+', help='images, folders of images, or one video')
     parser.add_argument('--out', default='outputs', help='folder (default: outputs)')
     parser.add_argument('--backend', default='auto', help='of a .clipq file: auto, cpu, cuda, ...')
-    parser.add_argument('--device', default='cpu', help='(default: cpu)')
+    parser.add_argument('--device', help='cpu or cuda (default: a GPU if there is one)')
     parser.add_argument(
         '--score-thr', type=float, default=0.3, help='lowest score that is drawn (default: 0.3)'
     )
@@ -23,7 +23,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument('--no-json', action='store_true', help='write pictures alone')
     args = parser.parse_args(arguments)
     check_file(args.file, 'a .clipq file or an exported one')
-    check_device(args.device)
+    if args.device is not None:
+        check_device(args.device)
 
     from mmclipq.apis import Int8Inferencer
 

@@ -11,20 +11,30 @@ from typing import Any
 import cv2
 import mmengine
 import numpy as np
+import torch
 from mmdet.apis import DetInferencer
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
 from tqdm import tqdm
 
+from ..backends.base import AUTO
 from ..errors import ClipQError
 from .calibration_data import IMAGE_SUFFIXES
-from .exported_detector import load_detector
+from .exported_detector import RUNTIMES, load_detector
 
 VIDEO_CODECS = {'.mp4': 'mp4v', '.avi': 'MJPG'}
 """Videos that are read and written, by the file's suffix."""
 
 _NO_TEXTS = 'texts', 'stuff_texts', 'custom_entities', 'tokens_positive'
+
+
+def default_device(path: str | os.PathLike, backend: str) -> str:
+    """``'cuda'`` where torch sees a GPU and ``backend`` can use it for the file, else ``'cpu'``."""
+    uses_gpu = backend == 'auto' or backend in AUTO['cuda']
+    if Path(path).suffix in RUNTIMES or not uses_gpu or not torch.cuda.is_available():
+        return 'cpu'
+    return 'cuda'
 
 
 class Int8Inferencer(DetInferencer):
@@ -42,7 +52,8 @@ class Int8Inferencer(DetInferencer):
     Args:
         path: The file; it carries model, test pipeline and class names.
         backend: Name of the backend, or ``'auto'``.
-        device: Where everything runs.
+        device: Where everything runs; by default a GPU that torch sees, for a backend that runs on
+            one, else the CPU.
         palette: Colours of the boxes; by default those of the file, or random ones.
         show_progress: Whether to show a progress bar.
 
@@ -54,7 +65,7 @@ class Int8Inferencer(DetInferencer):
         self,
         path: str | os.PathLike,
         backend: str = 'auto',
-        device: str = 'cpu',
+        device: str | None = None,
         palette: str = 'none',
         show_progress: bool = True,
     ) -> None:
@@ -64,6 +75,8 @@ class Int8Inferencer(DetInferencer):
         self.palette, self.show_progress, self.scope = palette, show_progress, 'mmdet'
         if not Path(path).is_file():
             raise ClipQError(f'{path}: found no file, wanted a .clipq file or an exported one')
+        if device is None:
+            device = default_device(path, backend)
         self.model = load_detector(path, device, backend)
         self.cfg = self.model.cfg
         colours = self.model.dataset_meta.get('palette', 'random')

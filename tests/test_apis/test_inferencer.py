@@ -9,6 +9,7 @@ import torch
 from mmengine.dataset import Compose, pseudo_collate
 
 from mmclipq.apis import Int8Inferencer, load_int8
+from mmclipq.apis.inferencer import default_device
 from mmclipq.errors import ClipQError
 
 
@@ -146,3 +147,11 @@ def test_wrong_calls_are_named(inferencer, intact, tmp_path):
         inferencer('x.jpg', texts='a cat')
     with pytest.raises(ClipQError, match=r'no\.clipq: found no file'):
         Int8Inferencer(tmp_path / 'no.clipq')
+
+
+def test_a_gpu_is_taken_where_it_can_be_used(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    assert default_device('a.clipq', 'auto') == default_device('a.clipq', 'int_mm') == 'cuda'
+    assert default_device('a.clipq', 'cpu') == default_device('a.onnx', 'auto') == 'cpu'
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    assert default_device('a.clipq', 'auto') == 'cpu'
