@@ -17,7 +17,8 @@ from tqdm import tqdm
 from ..errors import ClipQError
 from ..graph import ir
 from ..ops.library import follow_torch_threads, library
-from .peers import PEERS, Setting, size_of
+from .parts import Run, Setting
+from .peers import PEERS, size_of
 
 
 @dataclass
@@ -55,16 +56,30 @@ class Start:
         return asdict(self)
 
 
+def wall_clock(run: Run) -> float:
+    """Milliseconds of one run."""
+    start = time.perf_counter()
+    run()
+    return (time.perf_counter() - start) * 1000
+
+
 @torch.no_grad()
-def time_in_turn(runs: Mapping[str, Callable[[], Any]], rounds: int) -> list[Timing]:
-    """Time each of ``runs`` once per round, after two rounds that do not count."""
+def time_in_turn(
+    runs: Mapping[str, Run], rounds: int, timer: Callable[[Run], float] = wall_clock
+) -> list[Timing]:
+    """Time each of ``runs`` once per round, after two rounds that do not count.
+
+    Args:
+        runs: By the name of the row.
+        rounds: How many count.
+        timer: Gives the milliseconds of a run that it is given.
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for index in tqdm(range(rounds + 2), desc='rounds', unit='round', leave=False):
         for name, run in runs.items():
-            start = time.perf_counter()
-            run()
+            passed = timer(run)
             if index > 1:
-                times[name].append((time.perf_counter() - start) * 1000)
+                times[name].append(passed)
     return [
         Timing(name, sorted(found)[len(found) // 2], min(found), max(found))
         for name, found in times.items()
@@ -141,6 +156,11 @@ def start_in_a_process(command: Sequence[str]) -> Start:
     return Start(**json.loads(done.stdout.strip().splitlines()[-1]))
 
 
+def digits(milliseconds: float) -> str:
+    """With one decimal, and below 10 ms with two more, so that the figures of GPUs are told."""
+    return f'{milliseconds:.{1 if milliseconds >= 10 else 3}f}'
+
+
 def table(title: str, timings: Sequence[Timing], images: int, share: Mapping[str, float]) -> str:
     """Markdown table of one setting; ratios are to the first row.
 
@@ -157,7 +177,7 @@ def table(title: str, timings: Sequence[Timing], images: int, share: Mapping[str
     for t in timings:
         part = f'{share[t.name]:.0%}' if t.name in share else ''
         lines.append(
-            f'| {t.name} | {t.median:.1f} ({t.least:.1f} to {t.largest:.1f}) '
+            f'| {t.name} | {digits(t.median)} ({digits(t.least)} to {digits(t.largest)}) '
             f'| {1000 * images / t.median:.1f} | {timings[0].median / t.median:.2f} | {part} |'
         )
     return '\n'.join(lines)
@@ -205,7 +225,7 @@ def draw(panels: Mapping[str, Sequence[Timing]], path: Path, title: str) -> None
         names = [t.name for t in timings]
         bars = axis.barh(names, medians, xerr=spread, color=colours, ecolor='#444444', capsize=2)
         # Beside the bar and its spread.
-        labels = [f' {m:.1f}' for m in medians]
+        labels = [f' {digits(m)}' for m in medians]
         for bar, timing, label in zip(bars, timings, labels, strict=True):
             middle = bar.get_y() + bar.get_height() / 2
             axis.text(timing.largest, middle, label, va='center', fontsize=8)

@@ -15,10 +15,9 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..apis import Quantized, build_detector, load_int8, save_int8
+from ..apis import Quantized, save_int8
 from ..graph.capture import capture
-
-Run = Callable[[], Any]
+from .parts import FloatWay, Int8Way, Run, Setting
 
 
 @dataclass(frozen=True)
@@ -46,18 +45,6 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What is executed: float32 images ``(N, C, H, W)`` on so many threads."""
-
-    cfg: Config
-    images: Tensor
-    threads: int
-
-    def __str__(self) -> str:
-        return f'{_number(self.threads, "thread")}, batch {len(self.images)}'
-
-
-@dataclass(frozen=True)
 class Peer:
     """One row of the benchmark.
 
@@ -67,28 +54,31 @@ class Peer:
             already may be used.
         load: From the file to what executes the dense part once.
         compiles: Whether loading compiles for minutes, which is left out of the start's time.
+        regions: From the file to what executes RoIAlign and box heads once on the setting's
+            regions; None if the peer has no such row.
+        whole: From the file to what has mmdet's ``predict``; None if the peer has no such row.
+        obstacle: Why the peer cannot run although all is installed; empty if it can.
     """
 
     packages: tuple[str, ...]
     save: Callable[[Subject, Path], Path]
     load: Callable[[Setting, Path], Run]
     compiles: bool = False
+    regions: Callable[[Setting, Path], Run] | None = None
+    whole: Callable[[Setting, Path], Any] | None = None
+    obstacle: Callable[[], str] = str
 
     @property
     def missing(self) -> str:
         """Why the peer cannot run; empty if it can."""
         absent = [name for name in self.packages if importlib.util.find_spec(name) is None]
-        return f'not installed: {", ".join(absent)}' if absent else ''
+        return f'not installed: {", ".join(absent)}' if absent else self.obstacle()
 
 
 def size_of(path: Path) -> int:
     """Bytes of a peer's file, with OpenVINO's weights beside it."""
     weights = path.with_suffix('.bin')
     return path.stat().st_size + (weights.stat().st_size if path.suffix == '.xml' else 0)
-
-
-def _number(count: int, noun: str) -> str:
-    return f'{count} {noun}{"s" * (count != 1)}'
 
 
 class _Flat(nn.Module):
@@ -110,28 +100,12 @@ def _leaves(tree: Any) -> Iterator[Tensor]:
             yield from _leaves(item)
 
 
-def _save_state(subject: Subject, folder: Path) -> Path:
+def save_state(subject: Subject, folder: Path) -> Path:
+    """Write the float detector's parameters."""
     path = folder / 'float.pth'
     if not path.exists():
         torch.save(subject.stock.state_dict(), path)
     return path
-
-
-def _load_module(setting: Setting, path: Path) -> nn.Module:
-    stock = build_detector(setting.cfg.model).eval()
-    stock.load_state_dict(torch.load(path, weights_only=True))
-    return capture(stock).module
-
-
-def _load_eager(setting: Setting, path: Path) -> Run:
-    module = _load_module(setting, path)
-    return lambda: module(setting.images)
-
-
-def _load_compiled(setting: Setting, path: Path) -> Run:
-    torch._inductor.config.freezing = True
-    compiled = torch.compile(_load_module(setting, path), dynamic=False)
-    return lambda: compiled(setting.images)
 
 
 def _save_onnx(subject: Subject, folder: Path) -> Path:
@@ -215,25 +189,23 @@ def _load_openvino(setting: Setting, path: Path) -> Run:
     return lambda: request.infer(feed, share_inputs=True, share_outputs=True)
 
 
-def _save_ours(subject: Subject, folder: Path) -> Path:
+def save_ours(subject: Subject, folder: Path) -> Path:
+    """Write the ``.clipq`` file."""
     path = folder / 'int8.clipq'
-    save_int8(path, subject.model, subject.quantized, subject.cfg, {})
+    if not path.exists():
+        save_int8(path, subject.model, subject.quantized, subject.cfg, {})
     return path
 
 
-def _load_ours(setting: Setting, path: Path) -> Run:
-    backend = load_int8(path).int8_backend
-    return lambda: backend.run(setting.images)
-
-
+_EAGER, _OURS = FloatWay(), Int8Way()
 _ORT, _OV = ('onnx', 'onnxruntime'), ('openvino',)
 PEERS: dict[str, Peer] = {
-    'torch': Peer((), _save_state, _load_eager),
-    'torch.compile': Peer((), _save_state, _load_compiled, compiles=True),
+    'torch': Peer((), save_state, _EAGER.dense, regions=_EAGER.regions, whole=_EAGER.whole),
+    'torch.compile': Peer((), save_state, FloatWay(compiled='default').dense, compiles=True),
     'onnxruntime': Peer(_ORT, _save_onnx, _load_onnxruntime),
     'openvino': Peer(_OV, _save_openvino, _load_openvino),
     'onnxruntime int8': Peer(_ORT, _save_onnx_int8, _load_onnxruntime),
     'openvino int8': Peer((*_OV, 'nncf'), _save_openvino_int8, _load_openvino),
-    'mmclipq': Peer((), _save_ours, _load_ours),
+    'mmclipq': Peer((), save_ours, _OURS.dense, regions=_OURS.regions, whole=_OURS.whole),
 }
 """Rows by name; ratios are to the first."""

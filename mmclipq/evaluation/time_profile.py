@@ -14,21 +14,25 @@ from unittest import mock
 import torch
 from torch import nn
 
+from .benchmark import digits
+
 DENSE, BOXES = 'integer graph of backbone, neck and dense head', 'integer graphs of regions'
 NMS, DECODING = 'non-maximum suppression', 'decoding and selection of boxes'
 REST = 'the rest, Python'
 
 
 @contextmanager
-def _timed(stack: list[str], spent: Counter, name: str) -> Iterator[None]:
+def _timed(
+    stack: list[str], spent: Counter, name: str, clock: Callable[[], float]
+) -> Iterator[None]:
     """Add the time inside to ``name``, and take it off from what it interrupts."""
-    start = time.perf_counter()
+    start = clock()
     stack.append(name)
     try:
         yield
     finally:
         stack.pop()
-        passed = time.perf_counter() - start
+        passed = clock() - start
         spent[name] += passed
         if stack:
             spent[stack[-1]] -= passed
@@ -36,12 +40,21 @@ def _timed(stack: list[str], spent: Counter, name: str) -> Iterator[None]:
 
 @torch.no_grad()
 def profile_prediction(
-    detector: nn.Module, predict: Callable[[], Any], rounds: int
+    detector: nn.Module,
+    predict: Callable[[], Any],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Median milliseconds of each step of ``predict``, an :class:`Int8Detector`'s prediction.
 
     Steps that a detector does not have are left out. A step's time is without that of others
     inside it, so the steps add up to the whole.
+
+    Args:
+        detector: The detector.
+        predict: Predicts once.
+        rounds: How many count, after two that do not.
+        clock: Seconds; on a GPU when all that was launched has ended.
     """
     stack: list[str] = []
     spent: Counter = Counter()
@@ -51,7 +64,7 @@ def profile_prediction(
 
         @functools.wraps(inner)
         def outer(*args, **kwargs):
-            with _timed(stack, spent, name):
+            with _timed(stack, spent, name, clock):
                 return inner(*args, **kwargs)
 
         return mock.patch.object(owner, attribute, outer)
@@ -70,7 +83,7 @@ def profile_prediction(
         seen: list[Counter] = []
         for _ in range(rounds + 2):
             spent.clear()
-            with _timed(stack, spent, REST):
+            with _timed(stack, spent, REST, clock):
                 predict()
             seen.append(Counter(spent))
     seen = seen[2:]  # two rounds do not count
@@ -82,5 +95,5 @@ def profile_table(steps: dict[str, float], title: str) -> str:
     """Markdown table of :func:`profile_prediction`."""
     whole = sum(steps.values())
     lines = [f'| {title} | ms | share |', '|---|---|---|']
-    lines += [f'| {name} | {ms:.1f} | {ms / whole:.0%} |' for name, ms in steps.items()]
+    lines += [f'| {name} | {digits(ms)} | {ms / whole:.0%} |' for name, ms in steps.items()]
     return '\n'.join(lines)

@@ -8,7 +8,8 @@ import torch
 from mmclipq.errors import ClipQError
 from mmclipq.evaluation import benchmark
 from mmclipq.evaluation.benchmark import Start, Timing, operations, table, time_in_turn
-from mmclipq.evaluation.peers import PEERS, Setting, size_of
+from mmclipq.evaluation.parts import Setting
+from mmclipq.evaluation.peers import PEERS, size_of
 from mmclipq.graph import ir
 from mmclipq.ops.library import why_unavailable
 
@@ -27,6 +28,11 @@ def test_table_has_ratios_to_the_first_row():
     assert lines[2] == '| torch | 100.0 (90.0 to 120.0) | 40.0 | 1.00 | 10% |'
     assert lines[3] == '| mmclipq | 20.0 (19.0 to 25.0) | 200.0 | 5.00 | 50% |'
     assert table('dense part', rows, 1, {}).splitlines()[3].endswith('| 50.0 | 5.00 |  |')
+
+
+def test_times_below_10_ms_get_more_decimals():
+    row = table('dense part', [Timing('mmclipq cuda', 0.4321, 0.43, 12.34)], 1, {}).splitlines()[2]
+    assert row == '| mmclipq cuda | 0.432 (0.430 to 12.3) | 2314.3 | 1.00 |  |'
 
 
 def test_start_table():

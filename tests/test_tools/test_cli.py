@@ -245,6 +245,20 @@ def test_benchmark_names_the_peers_it_knows(run):
     assert done.stderr.strip().splitlines()[-1].startswith("error: --peers: found ['tflite']")
 
 
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        (['--device', 'cuda'], ['--device cuda: found no GPU', 'wanted one', '--device cpu']),
+        (['--device', 'gpu'], ["--device: found 'gpu'", 'wanted cpu, cuda']),
+    ],
+    ids=['no-gpu', 'unknown'],
+)
+def test_benchmark_refuses_devices_in_one_sentence(refusal, monkeypatch, options, words):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    sentence = refusal('benchmark.py', CONFIG, '--shape', '64', '64', *options)
+    assert all(word in sentence for word in words), sentence
+
+
 def test_storage_compares_with_the_first_config(run, tmp_path):
     stock = ROOT / 'configs' / 'quickstart' / 'faster_rcnn_mobilenetv2_digits.py'
     svd = tmp_path / 'svd.py'
