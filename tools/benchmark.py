@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mmclipq.apis.mmdet_tools import check_file, one_sentence_errors
+from mmclipq.apis.mmdet_tools import check_file, find_config, one_sentence_errors
 from mmclipq.errors import ClipQError
 
 
@@ -31,7 +31,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='detector config')
+    parser.add_argument('config', help="detector config, or the name of one of mmdet's")
     parser.add_argument('checkpoint', nargs='?', help='float checkpoint (.pth)')
     parser.add_argument('--shape', type=int, nargs=2, required=True, metavar=('H', 'W'))
     parser.add_argument(
@@ -51,7 +51,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     args = parse(arguments)
-    check_file(args.config, 'a detector config')
+    args.config = find_config(args.config)
     if args.checkpoint:
         check_file(args.checkpoint, 'a float checkpoint (.pth)')
 

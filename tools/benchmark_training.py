@@ -6,7 +6,7 @@ import statistics
 import sys
 import time
 
-from mmclipq.apis.mmdet_tools import check_file, one_sentence_errors
+from mmclipq.apis.mmdet_tools import find_config, one_sentence_errors
 
 
 def _fake_batch(batch: int, height: int, width: int, classes: int):
@@ -44,12 +44,12 @@ def _naive(model):
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='detector config')
+    parser.add_argument('config', help="detector config, or the name of one of mmdet's")
     parser.add_argument('--shape', type=int, nargs=2, default=(320, 320), metavar=('H', 'W'))
     parser.add_argument('--batch', type=int, default=4)
     parser.add_argument('--rounds', type=int, default=5, help='counted steps of each')
     args = parser.parse_args(arguments)
-    check_file(args.config, 'a detector config')
+    args.config = find_config(args.config)
 
     import torch
     from mmengine.config import Config

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from mmclipq.apis.mmdet_tools import check_file, one_sentence_errors
+from mmclipq.apis.mmdet_tools import check_file, find_config, one_sentence_errors
 
 
 def main(arguments: list[str]) -> None:
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
         ('clipped float', args.clipped),
     ]
     named = [(name, path) for name, path in named if path]
-    check_file(args.config, 'a detector config')
+    args.config = find_config(args.config)
     for _, path in named:
         check_file(path, 'a float checkpoint (.pth)')
     for path in args.int8:

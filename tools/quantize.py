@@ -5,7 +5,7 @@ import argparse
 import sys
 
 from mmclipq.apis.export import export_checkpoint
-from mmclipq.apis.mmdet_tools import check_device, check_file, one_sentence_errors
+from mmclipq.apis.mmdet_tools import check_device, find_config, one_sentence_errors
 
 
 def main(arguments: list[str]) -> None:
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> None:
         '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override config entries'
     )
     args = parser.parse_args(arguments)
-    check_file(args.config, 'a detector config')
+    args.config = find_config(args.config)
     check_device(args.device)
 
     from mmengine.config import Config, DictAction

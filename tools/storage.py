@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mmclipq.apis.mmdet_tools import check_file, one_sentence_errors
+from mmclipq.apis.mmdet_tools import find_config, one_sentence_errors
 
 
 def main(arguments: list[str]) -> None:
@@ -24,8 +24,7 @@ def main(arguments: list[str]) -> None:
         '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override config entries'
     )
     args = parser.parse_args(arguments)
-    for path in args.configs:
-        check_file(path, 'a detector config')
+    args.configs = [find_config(path) for path in args.configs]
 
     import torch
     from mmengine.config import Config, DictAction

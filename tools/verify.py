@@ -9,7 +9,7 @@ Exits with 1 if the first two differ anywhere.
 import argparse
 import sys
 
-from mmclipq.apis.mmdet_tools import check_file, one_sentence_errors
+from mmclipq.apis.mmdet_tools import find_config, one_sentence_errors
 
 
 def main(arguments: list[str]) -> None:
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument('--images', type=int, default=4, help='number of images (default: 4)')
     parser.add_argument('--ap', action='store_true', help="also test the rounded model's AP")
     args = parser.parse_args(arguments)
-    check_file(args.config, 'a detector config')
+    args.config = find_config(args.config)
 
     from mmengine.config import Config
 

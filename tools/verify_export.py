@@ -9,7 +9,7 @@ that ``tools/export.py --format table`` writes, in integers.
 import argparse
 import sys
 
-from mmclipq.apis.mmdet_tools import check_file, one_sentence_errors
+from mmclipq.apis.mmdet_tools import check_file, find_config, one_sentence_errors
 from mmclipq.errors import ClipQError
 
 
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument('--images', type=int, default=4, help='number of images (default: 4)')
     parser.add_argument('--table', action='store_true', help='also a Markdown table of all tensors')
     args = parser.parse_args(arguments)
-    check_file(args.config, 'a detector config')
+    args.config = find_config(args.config)
     check_file(args.file, 'a .clipq file')
     if args.images < 1:
         raise ClipQError(f'--images: found {args.images}, wanted at least 1')

@@ -33,6 +33,31 @@ def check_file(path: str, wanted: str) -> None:
         raise ClipQError(f'{path}: found no file, wanted {wanted}')
 
 
+def find_config(name: str) -> str:
+    """Path of a detector config: a file, or one of mmdet's own by the name of its file.
+
+    Raises:
+        ClipQError: if there is none, or mmdet has several of this name.
+    """
+    if Path(name).is_file():
+        return name
+    import mmdet
+
+    package = Path(mmdet.__file__).parent
+    folders = [package / '.mim' / 'configs', package.parent / 'configs']
+    found = [
+        path
+        for folder in folders
+        for path in (folder.rglob(name) if name == Path(name).name and name else ())
+    ]
+    if len(found) != 1:
+        several = f'found {len(found)} configs of mmdet' if found else 'found no file'
+        raise ClipQError(
+            f"{name}: {several}, wanted a detector config, or the name of one of mmdet's"
+        )
+    return str(found[0])
+
+
 def check_device(name: str) -> None:
     """Return if torch can use the device called ``name``.
 
@@ -57,7 +82,7 @@ def run_mmdet_tool(name: str, arguments: list[str]) -> None:
     """Run mmdet's ``tools/<name>.py`` with ``arguments``.
 
     Raises:
-        ClipQError: if the config does not exist or mmdet was installed without its tools.
+        ClipQError: if there is no such config or mmdet was installed without its tools.
     """
     import mmdet
 
@@ -70,6 +95,6 @@ def run_mmdet_tool(name: str, arguments: list[str]) -> None:
             'package on PyPI carries; install mmdet from there'
         )
     if arguments and not arguments[0].startswith('-'):
-        check_file(arguments[0], 'a detector config')
+        arguments = [find_config(arguments[0]), *arguments[1:]]
     sys.argv = [str(tool), *arguments]
     runpy.run_path(str(tool), run_name='__main__')

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mmclipq.apis import build_detector, quantize, save_int8
-from mmclipq.apis.mmdet_tools import check_device
+from mmclipq.apis.mmdet_tools import check_device, find_config
 from mmclipq.errors import ClipQError
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'infer.py'
@@ -78,3 +78,16 @@ def test_wrong_paths_are_named_in_one_sentence(model_file, tmp_path):
 def test_a_device_that_is_not_there(device, message):
     with pytest.raises(ClipQError, match=message):
         check_device(device)
+
+
+def test_configs_of_mmdet_are_found_by_name(tmp_path):
+    found = Path(find_config('yolov3_d53_8xb8-ms-416-273e_coco.py'))
+    assert found.is_file()
+    assert 'mmdet' in str(found)
+    own = tmp_path / 'yolov3_d53_8xb8-ms-416-273e_coco.py'
+    own.write_text('model = dict()')
+    assert find_config(str(own)) == str(own)
+    for name, reason in (('nowhere.py', 'no file'), ('a/ssd300_coco.py', 'no file'),
+                         ('voc0712.py', r'\d configs of mmdet'), ('', 'no file')):  # fmt: skip
+        with pytest.raises(ClipQError, match=f'^{name}: found {reason}, wanted a detector config'):
+            find_config(name)
