@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,19 @@ def test_no_kernel_spills_registers(built):
     spills = re.findall(r'(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes', text)
     assert len(spills) >= len(kernels)
     assert set(spills) == {('0', '0', '0')}
+
+
+@needs_nvcc
+@pytest.mark.parametrize('name', ['conv_s8', 'grouped_conv', 'elementwise', 'roi_align'])
+def test_no_operation_is_fused(name):
+    """A fused multiply-add rounds once, where the arithmetic rounds twice."""
+    (source,) = (path for path in build_cuda.SOURCES if path.stem == name)
+    command = [build_cuda.find_nvcc(), *build_cuda.OPTIONS, '-arch=compute_80', '--ptx']
+    done = subprocess.run([*command, str(source), '-o', '-'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 'mul.rn.f32' in done.stdout
+    assert 'fma.' not in done.stdout
+    assert ('mma.sync.aligned.m16n8k32' in done.stdout) == (name == 'conv_s8')
 
 
 @needs_nvcc
