@@ -128,6 +128,14 @@ class CompiledBackend(ReferenceBackend):
             Unplannable: if a node has no step at these shapes.
         """
 
+    def _to_plan(
+        self, part: Part, shapes: tuple[torch.Size, ...], planes: frozenset[str]
+    ) -> tuple[Any, ...]:
+        """What every planner wants to know of the part."""
+        inputs = dict(zip(part.inputs, shapes, strict=True))
+        whole = self.types, self._products, self._kept_flat
+        return part.nodes, part.outputs, *whole, inputs, planes
+
     @abstractmethod
     def _execute(
         self, part: Part, planned: Planned, given: Sequence[Tensor], watch: Watch | None

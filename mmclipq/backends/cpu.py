@@ -82,16 +82,7 @@ class CpuBackend(CompiledBackend):
                 kept = [k for k in self._planned if k[0] == part.outputs]
                 later = [k for k in kept if self._planned[k].freed]
                 freed = len(kept) - len(later) >= MAX_SHAPES
-                planner = CpuPlanner(
-                    part.nodes,
-                    part.outputs,
-                    self.types,
-                    self._products,
-                    self._kept_flat,
-                    dict(zip(part.inputs, shapes, strict=True)),
-                    planes,
-                    freed=freed,
-                )
+                planner = CpuPlanner(*self._to_plan(part, shapes, planes), freed=freed)
                 spans = planner.plan()
                 found = _CpuPlanned(planner.program, planner.slots, spans, freed)
                 if len(later) >= MAX_LATER_SHAPES:

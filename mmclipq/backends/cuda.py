@@ -106,13 +106,7 @@ class CudaBackend(CompiledBackend):
         self, part: Part, shapes: tuple[torch.Size, ...], planes: frozenset[str], watched: bool
     ) -> CudaPlanned:
         planner = CudaPlanner(
-            part.nodes,
-            part.outputs,
-            self.types,
-            self._products,
-            self._kept_flat,
-            dict(zip(part.inputs, shapes, strict=True)),
-            planes,
+            *self._to_plan(part, shapes, planes),
             library=self._library,
             gpu=self._gpu,
             device=self.device,
