@@ -200,6 +200,8 @@ def test_interrupted_quantize_leaves_nothing(trained, environment, digits_root, 
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         env=environment,
+        # Tests in the background of a shell inherit that it is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         seen = b''
