@@ -27,6 +27,11 @@ RUNTIMES = {'.onnx': 'onnxruntime', '.xml': 'openvino'}
 """Runtime that executes a file, by its suffix."""
 
 
+def on_cpu_alone(path: str | os.PathLike, backend: str) -> bool:
+    """Whether a file, or the backend of that name, executes on the CPU wherever the model is."""
+    return Path(path).suffix in RUNTIMES or backend in ('cpu', *RUNTIMES.values())
+
+
 _TEXTS = 'part', 'data_preprocessor', 'pipeline', 'classes', 'clip_border'
 
 

@@ -18,10 +18,9 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
 from tqdm import tqdm
 
-from ..backends.base import AUTO
 from ..errors import ClipQError
 from .calibration_data import IMAGE_SUFFIXES
-from .exported_detector import RUNTIMES, load_detector
+from .exported_detector import load_detector, on_cpu_alone
 
 VIDEO_CODECS = {'.mp4': 'mp4v', '.avi': 'MJPG'}
 """Videos that are read and written, by the file's suffix."""
@@ -31,10 +30,7 @@ _NO_TEXTS = 'texts', 'stuff_texts', 'custom_entities', 'tokens_positive'
 
 def default_device(path: str | os.PathLike, backend: str) -> str:
     """``'cuda'`` where torch sees a GPU and ``backend`` can use it for the file, else ``'cpu'``."""
-    uses_gpu = backend == 'auto' or backend in AUTO['cuda']
-    if Path(path).suffix in RUNTIMES or not uses_gpu or not torch.cuda.is_available():
-        return 'cpu'
-    return 'cuda'
+    return 'cpu' if on_cpu_alone(path, backend) or not torch.cuda.is_available() else 'cuda'
 
 
 class Int8Inferencer(DetInferencer):

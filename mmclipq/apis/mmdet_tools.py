@@ -33,6 +33,14 @@ def check_file(path: str, wanted: str) -> None:
         raise ClipQError(f'{path}: found no file, wanted {wanted}')
 
 
+def _shipped(kind: str) -> list[Path]:
+    """Folders that may hold mmdet's ``'configs'`` or ``'tools'``: its package's, its checkout's."""
+    import mmdet
+
+    package = Path(mmdet.__file__).parent
+    return [package / '.mim' / kind, package.parent / kind]
+
+
 def find_config(name: str) -> str:
     """Path of a detector config: a file, or one of mmdet's own by the name of its file.
 
@@ -41,15 +49,9 @@ def find_config(name: str) -> str:
     """
     if Path(name).is_file():
         return name
-    import mmdet
-
-    package = Path(mmdet.__file__).parent
-    folders = [package / '.mim' / 'configs', package.parent / 'configs']
-    found = [
-        path
-        for folder in folders
-        for path in (folder.rglob(name) if name == Path(name).name and name else ())
-    ]
+    found = []
+    if name and name == Path(name).name:
+        found = [path for folder in _shipped('configs') for path in folder.rglob(name)]
     if len(found) != 1:
         several = f'found {len(found)} configs of mmdet' if found else 'found no file'
         raise ClipQError(
@@ -86,9 +88,8 @@ def run_mmdet_tool(name: str, arguments: list[str]) -> None:
     """
     import mmdet
 
-    package = Path(mmdet.__file__).parent
-    candidates = [package / '.mim' / 'tools', package.parent / 'tools']
-    tool = next((folder / f'{name}.py' for folder in candidates if folder.is_dir()), None)
+    folders = _shipped('tools')
+    tool = next((folder / f'{name}.py' for folder in folders if folder.is_dir()), None)
     if tool is None or not tool.is_file():
         raise ClipQError(
             f'found no tools/{name}.py in mmdet {mmdet.__version__}, wanted the one that its '

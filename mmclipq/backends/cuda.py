@@ -35,15 +35,15 @@ class CudaPlanned(Planned):
     Attributes:
         externals: Buffers of a run: inputs, results, and what split products need.
         results: Bytes that hold all results.
-        places: First byte of each result.
+        sizes: Bytes of each result among them.
         memory: Working memory.
         event: Recorded behind the last run, for runs on other streams.
-        graph: The recorded launches; None before the second run.
+        graph: The recorded launches; None before the first run.
     """
 
     externals: list[Tensor]
     results: Tensor
-    places: list[int]
+    sizes: list[int]
     memory: Tensor
     event: Any = None
     graph: Any = None
@@ -120,13 +120,10 @@ class CudaBackend(CompiledBackend):
             if name in planes:
                 layout = torch.contiguous_format
             externals.append(self._empty(slot.shape, slot.dtype, memory_format=layout))
-        places, size = [], 0
-        for name in part.outputs:
-            places.append(size)
-            size += -(-planner.slots[name].nbytes // _ALIGNMENT) * _ALIGNMENT
-        results = self._empty(size, torch.uint8)
-        ends = [*places[1:], size]
-        externals += [results[a:b] for a, b in zip(places, ends, strict=True)]
+        lengths = [planner.slots[name].nbytes for name in part.outputs]
+        sizes = [-(-length // _ALIGNMENT) * _ALIGNMENT for length in lengths]
+        results = self._empty(sum(sizes), torch.uint8)
+        externals += results.split(sizes)
         externals += [
             torch.zeros(max(1, count), dtype=torch.int32, device=self.device)
             for count in (planner.sums, planner.counters)
@@ -137,7 +134,7 @@ class CudaBackend(CompiledBackend):
             spans,
             externals,
             results,
-            places,
+            sizes,
             self._empty(planner.program.size, torch.uint8),
             torch.cuda.Event() if self.device.type == 'cuda' else None,
         )
@@ -192,11 +189,8 @@ class CudaBackend(CompiledBackend):
             results = planned.results.clone()
             if planned.event is not None:
                 planned.event.record()
-        ends = [*planned.places[1:], len(results)]
-        return [
-            _view(results[start:end], planned.slots[name])
-            for name, start, end in zip(part.outputs, planned.places, ends, strict=True)
-        ]
+        parts = zip(part.outputs, results.split(planned.sizes), strict=True)
+        return [_view(data, planned.slots[name]) for name, data in parts]
 
     def _launch(self, planned: CudaPlanned) -> None:
         """All steps; the first time one by one, which loads the kernels, then as a graph."""

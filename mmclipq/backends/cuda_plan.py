@@ -78,7 +78,7 @@ class CudaPlanner(Planner):
     def _new_slot(self, name: str) -> Slot:
         slot = super()._new_slot(name)
         makers = (*self.to_any_channels, ir.Linear, ir.Concat)
-        makes_gaps = isinstance(next(n for n in self._nodes if n.name == name), makers)
+        makes_gaps = isinstance(self._by_name[name], makers)
         only_products = all(isinstance(n, ir.Product) for n in self._readers.get(name, ()))
         gaps = makes_gaps and only_products and self._types[name].is_codes
         if gaps and slot.external is None:
@@ -96,10 +96,7 @@ class CudaPlanner(Planner):
         product: CudaProduct = self._products[node.name]
         shape = self.shapes[node.x]
         x, dst = self.slots[node.x], self._result(node)
-        unit = 4 if product.few_channels else 16
-        if not product.grouped and (
-            x.stride % unit or x.offset % unit or x.stride < product.channels
-        ):
+        if not product.grouped and not _fits_copies(x, product.channels):
             packed = Slot(shape, x.dtype, stride=product.channels)
             self._copy(x, packed)
             x = packed
@@ -127,7 +124,7 @@ class CudaPlanner(Planner):
         """Let ``step`` add what ``node`` adds; returns the slot that it reads."""
         name = node.residual
         if name in self._read_in_place:
-            upsample = next(n for n in self._nodes if n.name == name)
+            upsample = self._by_name[name]
             name = upsample.x
             rows, columns = self._indices(upsample)
             kept += [rows, columns]

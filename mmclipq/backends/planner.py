@@ -82,6 +82,7 @@ class Planner(ABC):
         }
         self._outputs = set(outputs)
         self._last_reads = {name: i for i, node in enumerate(nodes) for name in node.inputs}
+        self._by_name = {node.name: node for node in nodes}
         self._readers: dict[str, list[ir.Node]] = {}
         for node in nodes:
             for name in node.inputs:

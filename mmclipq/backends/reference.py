@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..graph import ir
-from ..ops.arithmetic import activate, conv_sum, per_channel, to_codes
+from ..ops.arithmetic import activate, conv_sum, finish, scaled, to_codes
 from .base import Backend, register_backend
 from .roi_align import roi_align_average
 
@@ -44,6 +44,8 @@ class ReferenceBackend(Backend):
 
     def conv(self, node, x, residual=None):
         acc = conv_sum(x.double(), self.constants[node.weight].double(), node)
+        if acc.is_cuda:  # its library may take transforms: integers but for a little noise
+            acc.round_()
         return self._epilogue(node, acc, residual)
 
     def linear(self, node, x, residual=None):
@@ -81,14 +83,9 @@ class ReferenceBackend(Backend):
         return codes.float().mul_(math.ldexp(1.0, self.types[name].step_exponent))
 
     def _epilogue(self, node: ir.Product, acc: Tensor, residual: Tensor | None) -> Tensor:
-        v = acc.float().mul_(per_channel(self.constants[node.multiplier], node))
-        v = v.add_(per_channel(self.constants[node.bias], node))
+        v = scaled(acc, self.constants[node.multiplier], self.constants[node.bias], node)
         return self._finish(node, v, residual)
 
     def _finish(self, node: ir.Product, v: Tensor, residual: Tensor | None) -> Tensor:
-        if residual is not None and not node.residual_last:
-            v = v + self.values_of(node.residual, residual)
-        v = activate(v, node.activation, node.slope)
-        if residual is not None and node.residual_last:
-            v = v + self.values_of(node.residual, residual)
-        return to_codes(v, node.type) if node.type.is_codes else v
+        added = None if residual is None else self.values_of(node.residual, residual)
+        return finish(v, node, added)

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from .. import fixed_point as fp
-from ..ops.arithmetic import depthwise_sum, per_channel, to_codes
+from ..ops.arithmetic import conv_sum, per_channel, to_codes
 from .base import register_backend
 from .reference import ReferenceBackend
 
@@ -41,13 +41,7 @@ class SimulatedBackend(ReferenceBackend):
         return self.quantize(node, x.float())
 
     def conv(self, node, x, residual=None):
-        weight = self._weight(node)
-        if node.groups == x.shape[1] == len(weight):
-            sums = depthwise_sum(x, weight, node)
-        else:  # conv_sum rounds to integers on a GPU, and these are values
-            geometry = node.stride, node.padding, node.dilation, node.groups
-            sums = F.conv2d(x, weight, None, *geometry)
-        return self._scaled(node, sums, residual)
+        return self._scaled(node, conv_sum(x, self._weight(node), node), residual)
 
     def linear(self, node, x, residual=None):
         return self._scaled(node, F.linear(x, self._weight(node)), residual)

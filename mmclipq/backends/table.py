@@ -10,8 +10,9 @@ from torch import Tensor
 from .. import fixed_point as fp
 from ..exporters.table import SLOPE_BITS, product_entry
 from ..graph import ir
+from ..ops.arithmetic import per_channel
 from .base import register_backend
-from .reference import ReferenceBackend, per_channel
+from .reference import ReferenceBackend
 
 
 @register_backend

@@ -9,13 +9,11 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..apis.export import quantize_checkpoint
-from ..apis.exported_detector import RUNTIMES, load_detector
+from ..apis.exported_detector import RUNTIMES, load_detector, on_cpu_alone
 from ..backends.base import backend_class
 from ..detector import to_int8
 from ..graph.artifact import is_artifact
 from ..registry import RUNNERS
-
-_ON_CPU = ('cpu', *RUNTIMES.values())
 
 
 @RUNNERS.register_module()
@@ -35,7 +33,7 @@ class Int8Runner(Runner):
         backend = options.get('backend', 'auto')
         exported = Path(self._load_from).suffix in RUNTIMES
         device = str(next(self.model.parameters()).device)
-        place = 'cpu' if exported or backend in _ON_CPU else device
+        place = 'cpu' if on_cpu_alone(self._load_from, backend) else device
         backend_class(backend, place)  # a wrong name must not cost a calibration
         if exported or is_artifact(self._load_from):
             detector = load_detector(self._load_from, place, backend)

@@ -49,11 +49,30 @@ def conv_sum(x: Tensor, weight: Tensor, node: ir.Conv) -> Tensor:
     """Convolution of float64 integers, exact below ``2**53``."""
     if node.groups == x.shape[1] == weight.shape[0]:
         return depthwise_sum(x, weight, node)
-    total = F.conv2d(x, weight, None, node.stride, node.padding, node.dilation, node.groups)
-    # A GPU's library may take transforms, whose sums are integers but for a little noise.
-    return total.round_() if total.is_cuda else total
+    return F.conv2d(x, weight, None, node.stride, node.padding, node.dilation, node.groups)
 
 
 def per_channel(values: Tensor, node: ir.Product) -> Tensor:
     """Per-channel ``values`` shaped to broadcast over the result of ``node``."""
     return values.view(-1, 1, 1) if isinstance(node, ir.Conv) else values
+
+
+def scaled(acc: Tensor, multiplier: Tensor, bias: Tensor, node: ir.Product) -> Tensor:
+    """Float32 values of the sums ``acc``, by one multiplication and one addition per channel."""
+    return acc.float().mul_(per_channel(multiplier, node)).add_(per_channel(bias, node))
+
+
+def finish(v: Tensor, node: ir.Product, residual: Tensor | None = None) -> Tensor:
+    """Result of ``node``, codes or float32 values by its type.
+
+    Args:
+        v: Float32 values of the sums.
+        node: The layer.
+        residual: Float32 values added before the activation or after it.
+    """
+    if residual is not None and not node.residual_last:
+        v = v + residual
+    v = activate(v, node.activation, node.slope)
+    if residual is not None and node.residual_last:
+        v = v + residual
+    return to_codes(v, node.type) if node.type.is_codes else v

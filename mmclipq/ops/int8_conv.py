@@ -6,7 +6,6 @@ they plan whole graphs.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,15 +15,13 @@ from torch import Tensor
 from ..errors import ClipQError
 from ..graph import ir
 from . import cuda_library
-from .arithmetic import activate, conv_sum, per_channel, to_codes
+from .arithmetic import conv_sum, finish, scaled
 from .cuda_library import CudaLibrary
-from .cuda_products import CudaProduct, stored_channels
-from .cuda_program import current_stream
+from .cuda_products import CudaProduct
+from .cuda_program import CudaProgram
 from .cuda_tiles import choices
 from .layer import ACTIVATIONS, Layer
-from .library import ERROR_SIZE
-from .program import memory_format
-from .steps import Place, Step
+from .program import Slot, memory_format
 
 _SCHEMA = (
     '(Tensor x, Tensor weight, Tensor multiplier, Tensor bias, *, int[2] stride=[1, 1], '
@@ -125,13 +122,13 @@ def launch(
     _check(x, weight, multiplier, bias, node)
     product = CudaProduct(node, weight, multiplier, bias, x.dtype == torch.int8)
     result = _empty_result(x, product)
-    stored = x.shape[1] if product.grouped else stored_channels(x.shape[1])
     n, c, h, w = x.shape
-    rows = x.new_zeros(n, h, w, stored)
+    src = Slot(x.shape, x.dtype, external=0, stride=product.channels)
+    dst = Slot(result.shape, result.dtype, external=1)
+    rows = x.new_zeros(n, h, w, src.stride)
     rows[..., :c] = x.permute(0, 2, 3, 1)
     step = product.step(x.shape, result.shape)
-    step.src, step.dst = Place(0, 0), Place(1, 0)
-    step.src_stride, step.dst_stride = stored, product.outputs
+    step.src_stride, step.dst_stride = src.stride, dst.stride
     step.wide_dst = product.dtype.itemsize == 1 and product.outputs % 16 == 0
     if not product.grouped:
         pixels = result.numel() // product.outputs
@@ -140,11 +137,9 @@ def launch(
             library.tiles, pixels, product.outputs, product.depth, product.few_channels, gpu
         )
         step.tile = next(choice for choice in found if choice.splits == 1).tile.number
-    error = ctypes.create_string_buffer(ERROR_SIZE)
-    buffers = (ctypes.c_void_p * 2)(rows.data_ptr(), result.data_ptr())
-    steps = (Step * 1)(Step(0, ctypes.addressof(step)))
-    if not library.run(steps, 1, buffers, current_stream(x.device), error):
-        raise ClipQError(f'int8_conv2d: {error.value.decode()}')
+    program = CudaProgram(2, library, x.device)
+    program.add(step, {'src': src, 'dst': dst}, product)
+    program.finish().run(rows.new_empty(0), [rows, result])
     return result
 
 
@@ -152,11 +147,8 @@ def _on_cpu(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, **optio
     node = _node(**options)
     _check(x, weight, multiplier, bias, node)
     Layer(node, weight, multiplier, bias).result_shape(x.shape)  # refuses an image too small
-    v = conv_sum(x.double(), weight.double(), node).float()
-    v = v.mul_(per_channel(multiplier, node)).add_(per_channel(bias, node))
-    v = activate(v, node.activation, node.slope)
-    result = to_codes(v, node.type) if node.type.is_codes else v
-    return result.contiguous(memory_format=memory_format(4))
+    v = scaled(conv_sum(x.double(), weight.double(), node), multiplier, bias, node)
+    return finish(v, node).contiguous(memory_format=memory_format(4))
 
 
 def _on_cuda(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, **options: Any) -> Tensor:

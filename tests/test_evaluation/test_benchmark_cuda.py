@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from whole_detector import leaves
 
 from mmclipq.apis import build_detector, quantize
 from mmclipq.detector import plain_samples
@@ -27,12 +28,6 @@ def record(step):
             own.copy_(new)
 
     return replay, results
-
-
-def leaves(tree):
-    if isinstance(tree, torch.Tensor):
-        return [tree]
-    return [x for item in (tree.values() if isinstance(tree, dict) else tree) for x in leaves(item)]
 
 
 @pytest.fixture(scope='module')
