@@ -57,7 +57,7 @@ class BuildOperators(build_ext):
         cuda_build()['build'](out, listed)
 
 
-CUDA = 'mmclipq.ops._cuda'
+CUDA = 'mmclipq.ops.cuda._cuda'
 
 
 def cuda_build() -> dict:
@@ -93,7 +93,7 @@ def cpu_extensions() -> list[Extension]:
         return []
     return [
         Extension(
-            'mmclipq.ops._cpu',
+            'mmclipq.ops.cpu._cpu',
             [
                 f'mmclipq/ops/csrc/cpu/{name}.cpp'
                 for name in ('elementwise', 'max_pool', 'peak', 'products', 'program', 'roi_align')

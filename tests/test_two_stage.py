@@ -14,7 +14,7 @@ from mmclipq.detector import Int8Detector, executing, plain_samples, to_int8
 from mmclipq.errors import ClipQError
 from mmclipq.evaluation.verify import verify
 from mmclipq.graph import ir
-from mmclipq.graph.capture import CaptureError, capture, capture_boxes
+from mmclipq.lowering.capture import CaptureError, capture, capture_boxes
 
 SMALL = {
     'model.backbone.depth': 18,

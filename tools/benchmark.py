@@ -58,9 +58,9 @@ def main(arguments: list[str]) -> None:
     import torch
     from mmengine.config import Config
 
-    from mmclipq.evaluation.benchmark import draw, measure_start
-    from mmclipq.evaluation.benchmark_run import find_platform
-    from mmclipq.evaluation.parts import Setting
+    from mmclipq.benchmark.parts import Setting
+    from mmclipq.benchmark.run import find_platform
+    from mmclipq.benchmark.timing import draw, measure_start
 
     platform = find_platform(args.device)
     torch.manual_seed(0)
@@ -97,8 +97,8 @@ def main(arguments: list[str]) -> None:
 def compare(args, platform, wanted, settings, folder):
     """Print all tables; returns the figures for JSON and the timings for the chart."""
     from mmclipq.apis import build_detector, load_float_checkpoint, quantize
-    from mmclipq.evaluation.benchmark_run import Comparison, count_operations, save_files
-    from mmclipq.evaluation.peers import Subject
+    from mmclipq.benchmark.peers import Subject
+    from mmclipq.benchmark.run import Comparison, count_operations, save_files
 
     cfg = settings[0].cfg
     stock, model = (build_detector(cfg.model, random=True).eval() for _ in range(2))
@@ -127,7 +127,7 @@ def compare(args, platform, wanted, settings, folder):
 
 def time_starts(args, platform, files, threads):
     """Print what a start in a fresh process takes; returns it for JSON."""
-    from mmclipq.evaluation.benchmark import start_in_a_process, start_table
+    from mmclipq.benchmark.timing import start_in_a_process, start_table
 
     command = [sys.executable, __file__, args.config, '--shape', *map(str, args.shape)]
     command += ['--threads', str(threads), '--batch', '1', '--start']

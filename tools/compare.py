@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
     from mmengine.config import Config
 
     from mmclipq.apis import build_detector, load_float_checkpoint, load_int8
-    from mmclipq.apis.export import load_for_quantization
+    from mmclipq.apis.quantize_checkpoint import load_for_quantization
     from mmclipq.evaluation.compare import Row, draw_side_by_side, table, weight_bytes
     from mmclipq.evaluation.evaluate import evaluate
 

@@ -4,8 +4,8 @@
 import argparse
 import sys
 
-from mmclipq.apis.export import export_checkpoint
 from mmclipq.apis.mmdet_tools import check_device, find_config, one_sentence_errors
+from mmclipq.apis.quantize_checkpoint import export_checkpoint
 
 
 def main(arguments: list[str]) -> None:

@@ -27,8 +27,8 @@ def main(arguments: list[str]) -> None:
     from mmengine.config import Config
 
     from mmclipq.apis.calibration_data import config_batches
-    from mmclipq.apis.export import load_for_quantization
     from mmclipq.apis.int8_file import load_parts
+    from mmclipq.apis.quantize_checkpoint import load_for_quantization
     from mmclipq.evaluation.evaluate import evaluate
     from mmclipq.evaluation.verify import rounded_detector, verify
 

@@ -18,8 +18,8 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ..backends.base import backend_class
-from ..backends.onnxruntime import session
-from ..backends.openvino import compiled
+from ..backends.runtimes.onnxruntime import session
+from ..backends.runtimes.openvino import compiled
 from ..errors import ClipQError
 from .int8_file import check_types, load_int8
 

@@ -11,8 +11,8 @@ from mmdet.structures import DetDataSample
 from torch import Tensor, nn
 
 from ..detector import Int8Parts, captured_layers, executing, plain_samples
-from ..graph.capture import capture, evaluating
-from ..graph.lower import Lowering
+from ..lowering.capture import capture, evaluating
+from ..lowering.lower import Lowering
 from ..prepare import clip_layers, find_weight_ranges, prepare_model, prepare_options
 
 

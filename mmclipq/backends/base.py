@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .. import fixed_point as fp
 from ..errors import ClipQError
 from ..graph import ir
-from ..graph.patterns import FUNCTIONS, METHODS, SHAPE_ATTRIBUTES
+from ..graph.islands import FUNCTIONS, check_call
 
 BACKENDS: dict[str, type[Backend]] = {}
 AUTO = {'cpu': ('cpu', 'reference'), 'cuda': ('cuda', 'int_mm', 'reference')}
@@ -68,24 +68,6 @@ def build_backend(
 ) -> Backend:
     """An executor of ``graph`` on the backend called ``name``, see :func:`backend_class`."""
     return backend_class(name, device)(graph, islands, device)
-
-
-def check_call(node: ir.FloatCall) -> None:
-    """Return if the float island calls nothing but what a traced detector may call.
-
-    Graphs come from files: an attribute of one's choice reaches any module of the process.
-
-    Raises:
-        GraphError: naming the node and its target.
-    """
-    known = {'function': FUNCTIONS, 'method': METHODS}
-    allowed = node.kind in ('module', 'parameter') or node.target in known.get(node.kind, ())
-    if node.target == 'builtins.getattr':
-        allowed = any(node.args[1:] == (name,) for name in SHAPE_ATTRIBUTES)
-    if not allowed:
-        raise ir.GraphError(
-            f'{node.name}: found {node.kind} {node.target!r}, which no float island may call'
-        )
 
 
 class Backend(ABC):

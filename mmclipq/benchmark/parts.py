@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..apis import build_detector, load_int8
 from ..detector import executing
-from ..graph.capture import Captured, capture
+from ..lowering.capture import Captured, capture
 
 Run = Callable[[], Any]
 Record = Callable[[Run], tuple[Run, Any]]

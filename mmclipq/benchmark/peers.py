@@ -16,7 +16,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..apis import Quantized, save_int8
-from ..graph.capture import capture
+from ..lowering.capture import capture
 from .parts import FloatWay, Int8Way, Run, Setting
 
 

@@ -18,10 +18,10 @@ from ..detector import Int8Detector, plain_samples
 from ..errors import ClipQError
 from ..graph import ir
 from . import cuda_peers
-from .benchmark import Timing, operations, peak_run, table, time_in_turn, wall_clock
 from .parts import Run, Setting
 from .peers import PEERS, Peer, Subject
 from .time_profile import profile_prediction, profile_table
+from .timing import Timing, operations, peak_run, table, time_in_turn, wall_clock
 
 _PACKAGES = ('torch', 'mmdet', 'mmcv', 'onnxruntime', 'openvino', 'nncf')
 

@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from torch import nn
 
-from .benchmark import digits
+from .timing import digits
 
 DENSE, BOXES = 'integer graph of backbone, neck and dense head', 'integer graphs of regions'
 NMS, DECODING = 'non-maximum suppression', 'decoding and selection of boxes'

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..errors import ClipQError
 from ..graph import ir
-from ..ops.library import follow_torch_threads, library
+from ..ops.cpu.library import follow_torch_threads, library
 from .parts import Run, Setting
 from .peers import PEERS, size_of
 

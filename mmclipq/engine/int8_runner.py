@@ -8,8 +8,8 @@ from pathlib import Path
 from mmengine.runner import Runner
 from torch import nn
 
-from ..apis.export import quantize_checkpoint
 from ..apis.exported_detector import RUNTIMES, load_detector, on_cpu_alone
+from ..apis.quantize_checkpoint import quantize_checkpoint
 from ..backends.base import backend_class
 from ..detector import to_int8
 from ..graph.artifact import is_artifact

@@ -1,1 +1,1 @@
-"""Accuracy, size and time of a detector's float and int8 forms side by side."""
+"""Accuracy and exactness of a detector's forms side by side."""

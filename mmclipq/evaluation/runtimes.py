@@ -19,7 +19,7 @@ from ..detector import Int8Parts
 from ..exporters.onnx_file import graph_model
 from ..exporters.qdq import leaves_by_name
 from ..graph import ir
-from ..graph.rounded import CodeDifference, compare_codes
+from ..lowering.rounded import CodeDifference, compare_codes
 from .isolated import isolated
 
 
@@ -211,7 +211,7 @@ def onnxruntime_layers(model: Any, layers: Iterable[str]) -> tuple[list[str], di
     """
     import onnx
 
-    from ..backends.onnxruntime import session
+    from ..backends.runtimes.onnxruntime import session
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'optimized.onnx'
@@ -230,7 +230,7 @@ def onnxruntime_layers(model: Any, layers: Iterable[str]) -> tuple[list[str], di
 
 def openvino_layers(model: Any, layers: Iterable[str]) -> tuple[list[str], dict[str, str]]:
     """Layers that OpenVINO executes with 8-bit inputs, from its runtime model, and the others."""
-    from ..backends.openvino import compiled
+    from ..backends.runtimes.openvino import compiled
     from ..exporters.openvino_ir import convert
 
     kinds = {}

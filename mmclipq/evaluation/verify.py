@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..apis.quantize import cannot_be_negative, preprocessed
 from ..backends import build_backend
 from ..detector import Int8Parts, executing
-from ..graph.capture import capture, evaluating
-from ..graph.rounded import CodeDifference, RoundedExecution, compare_with_graph
+from ..lowering.capture import capture, evaluating
+from ..lowering.rounded import CodeDifference, RoundedExecution, compare_with_graph
 
 T = TypeVar('T')
 

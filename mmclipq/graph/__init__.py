@@ -1,4 +1,4 @@
-"""The integer graph: capture, planning, lowering, and the graph itself."""
+"""The integer graph and its file: the one contract between making one and running one."""
 
 from .ir import GraphError, Int8Graph, TensorType
 

@@ -13,7 +13,7 @@ from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
 from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
 from torch import Tensor, fx, nn
 
-from .ir import GraphError
+from ..graph.ir import GraphError
 
 _STOCK_EXTRACTORS = {SingleStageDetector.extract_feat, TwoStageDetector.extract_feat}
 _STOCK_BOX_FORWARDS = {StandardRoIHead._bbox_forward, CascadeRoIHead._bbox_forward}

@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from .. import fixed_point as fp
 from ..calibration.range_search import weight_exponents
 from ..errors import ClipQError
-from . import ir, patterns
+from ..graph import ir, islands
+from . import patterns
 from .capture import CaptureError, evaluating
 from .plan import PRODUCTS, Plan, Unit, make_plan
 from .ranges import Recorder, choose_types
@@ -138,15 +139,15 @@ class _Emitter:
     def float_call(self, unit: Unit) -> ir.FloatCall:
         node = unit.node
         if node.op == 'call_function':
-            if node.target not in patterns.FUNCTION_NAMES:
+            if node.target not in islands.FUNCTION_NAMES:
                 raise CaptureError(f'{unit.path}: found a call of {node.target}, wanted a function '
                                    'that a float island may call')  # fmt: skip
-            if node.target is getattr and node.args[1] not in patterns.SHAPE_ATTRIBUTES:
+            if node.target is getattr and node.args[1] not in islands.SHAPE_ATTRIBUTES:
                 raise CaptureError(f'{unit.path}: found a read of attribute {node.args[1]!r}, '
-                                   f'wanted {sorted(patterns.SHAPE_ATTRIBUTES)}')  # fmt: skip
-            kind, target = 'function', patterns.FUNCTION_NAMES[node.target]
+                                   f'wanted {sorted(islands.SHAPE_ATTRIBUTES)}')  # fmt: skip
+            kind, target = 'function', islands.FUNCTION_NAMES[node.target]
         elif node.op == 'call_method':
-            if node.target not in patterns.METHODS:
+            if node.target not in islands.METHODS:
                 raise CaptureError(f'{unit.path}: found a call of method {node.target!r}, wanted a '
                                    'method that a float island may call')  # fmt: skip
             kind, target = 'method', node.target
@@ -210,7 +211,7 @@ class Lowering:
     """Makes an integer graph in three steps: plan, observe calibration data, finish.
 
     Args:
-        module: From :func:`mmclipq.graph.capture.capture`.
+        module: From :func:`mmclipq.lowering.capture.capture`.
         non_negative_input: Whether no preprocessed pixel can be negative, which gives the image
             uint8 codes.
         levels: How many of the part's features leave as codes of one range, for RoIAlign.
@@ -270,7 +271,7 @@ def lower(
     """The integer graph of a traced part that reads nothing but images.
 
     Args:
-        module: From :func:`mmclipq.graph.capture.capture`.
+        module: From :func:`mmclipq.lowering.capture.capture`.
         images: Batches of preprocessed images, float32 ``(N, C, H, W)``.
         method, non_negative_input: As for :class:`Lowering`, whose errors are raised.
     """

@@ -12,38 +12,8 @@ from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from torch import fx, nn
 from torch.nn import functional as F
 
+from ..graph.islands import FUNCTION_NAMES, SHAPE_ATTRIBUTES
 from ..layers import ClipConv, ClipLinear
-
-FUNCTIONS: dict[str, Any] = {
-    **{f'operator.{name}': getattr(operator, name) for name in (
-        'add', 'sub', 'mul', 'truediv', 'floordiv', 'neg', 'iadd', 'isub', 'imul', 'getitem',
-    )},
-    **{f'torch.{name}': getattr(torch, name) for name in (
-        'add', 'sub', 'mul', 'div', 'cat', 'stack', 'split', 'chunk', 'flatten', 'reshape',
-        'permute', 'transpose', 'squeeze', 'unsqueeze', 'sigmoid', 'softmax', 'tanh', 'exp',
-        'relu', 'clamp', 'mean', 'sum', 'matmul', 'pow', 'sqrt', 'max', 'min', 'abs', 'rsqrt',
-    )},
-    **{f'torch.nn.functional.{name}': getattr(F, name) for name in (
-        'relu', 'relu6', 'leaky_relu', 'silu', 'gelu', 'hardswish', 'hardsigmoid', 'sigmoid',
-        'interpolate', 'max_pool2d', 'avg_pool2d', 'adaptive_avg_pool2d', 'pad', 'normalize',
-        'softmax', 'unfold', 'pixel_shuffle', 'conv2d', 'linear',
-    )},
-    'builtins.getattr': getattr,
-}  # fmt: skip
-"""Functions that a float island may call, by the name that an artifact stores."""
-
-FUNCTION_NAMES = {function: name for name, function in FUNCTIONS.items()}
-
-METHODS = frozenset(
-    'add add_ sub sub_ mul mul_ div div_ view reshape permute transpose flatten contiguous size '
-    'dim squeeze unsqueeze sigmoid sigmoid_ softmax tanh exp relu relu_ clamp clamp_ mean sum pow '
-    'sqrt max min abs split chunk expand expand_as repeat float type_as new_zeros '
-    'new_tensor'.split()
-)
-"""Tensor methods that a float island may call."""
-
-SHAPE_ATTRIBUTES = frozenset({'shape', 'device', 'dtype', 'requires_grad', 'ndim'})
-"""Attributes of a tensor that a float island may read; they are the same for codes."""
 
 _ADDS = {operator.add, operator.iadd, torch.add}
 _CONCATS = {torch.cat, torch.concat}

@@ -9,7 +9,7 @@ from torch import fx
 
 from ..calibration.observer import OctaveHistogram
 from ..calibration.range_search import activation_exponent
-from .nodes import TensorType
+from ..graph.nodes import TensorType
 from .plan import PRODUCTS, Plan, Unit, tied_groups
 
 

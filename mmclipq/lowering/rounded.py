@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from .. import fixed_point as fp
-from . import ir
+from ..graph import ir
 from .capture import evaluating
 from .plan import PRODUCTS, make_plan
 

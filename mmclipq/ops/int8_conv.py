@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ..errors import ClipQError
 from ..graph import ir
-from . import cuda_library
 from .arithmetic import conv_sum, finish, scaled
-from .cuda_library import CudaLibrary
-from .cuda_products import CudaProduct
-from .cuda_program import CudaProgram
-from .cuda_tiles import choices
+from .cuda import library as cuda_library
+from .cuda.library import CudaLibrary
+from .cuda.products import CudaProduct
+from .cuda.program import CudaProgram
+from .cuda.tiles import choices
 from .layer import ACTIVATIONS, Layer
 from .program import Slot, memory_format
 

@@ -6,7 +6,6 @@ import ctypes
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,13 +13,10 @@ from torch import Tensor
 
 from ..errors import ClipQError
 from . import steps
-from .library import ERROR_SIZE, library
 
-_ALIGNMENT = 64  # bytes, one cache line
-
-# Working memory of programs that do not run now, for the next one that does: never more of them
-# than programs have run at once, each as large as the largest program has asked for.
-_idle: list[Tensor] = []
+ALIGNMENT = 64  # bytes, one cache line
+ERROR_SIZE = 512
+"""Bytes for the text of an error."""
 
 
 def memory_format(axes: int) -> torch.memory_format:
@@ -132,7 +128,7 @@ class Program(ABC):
         placed: list[tuple[int, int, int, int]] = []  # first and last step, start and end
         for slot in sorted(inner, key=lambda slot: -slot.nbytes):
             first, last = min(self._used[slot]), max(self._used[slot])
-            size = math.ceil(slot.nbytes / _ALIGNMENT) * _ALIGNMENT
+            size = math.ceil(slot.nbytes / ALIGNMENT) * ALIGNMENT
             start = 0
             others = [p for p in placed if p[0] <= last and first <= p[1]]
             for _, _, other_start, other_end in sorted(others, key=lambda p: p[2]):
@@ -170,24 +166,3 @@ class Program(ABC):
     @abstractmethod
     def _call(self, start: Any, count: int, buffers: Any, error: Any) -> int:
         """Run ``count`` steps; returns 0 if one fails, with a text of ERROR_SIZE in ``error``."""
-
-
-class CpuProgram(Program):
-    """Runs on the CPU. Several threads may run one program at once."""
-
-    @contextmanager
-    def memory(self):
-        """Working memory for a run, as bytes."""
-        try:
-            taken = _idle.pop()
-        except IndexError:
-            taken = torch.empty(0, dtype=torch.uint8)
-        if len(taken) < self.size + _ALIGNMENT:
-            taken = torch.empty(self.size + _ALIGNMENT, dtype=torch.uint8)
-        try:
-            yield taken[-taken.data_ptr() % _ALIGNMENT :]
-        finally:
-            _idle.append(taken)
-
-    def _call(self, start: Any, count: int, buffers: Any, error: Any) -> int:
-        return library().clipq_run(start, count, buffers, error, ERROR_SIZE)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmclipq.apis import load_int8
-from mmclipq.apis.export import (
+from mmclipq.apis.quantize_checkpoint import (
     ExportSummary,
     export_checkpoint,
     load_for_quantization,

@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 
 from mmclipq.backends.base import register_backend
-from mmclipq.backends.cuda import CudaBackend
-from mmclipq.ops.cuda_library import CudaLibrary
-from mmclipq.ops.cuda_tiles import SPLITS
+from mmclipq.backends.compiled.cuda import CudaBackend
+from mmclipq.ops.cuda.library import CudaLibrary
+from mmclipq.ops.cuda.tiles import SPLITS
 
 SOURCES = Path(__file__).parents[2] / 'mmclipq' / 'ops' / 'csrc'
 OPTIONS = ['-std=c++17', '-ffp-contract=off', '-DCLIPQ_EMULATION', '-shared', '-fPIC',

@@ -14,12 +14,13 @@ from mmengine.hub import get_config
 from whole_detector import DETECTORS, Comparison, quantized_detector
 
 from mmclipq.apis import build_detector, quantize
-from mmclipq.backends import base, build_backend, cpu
-from mmclipq.backends.compiled import group, rounded_up
+from mmclipq.backends import base, build_backend
+from mmclipq.backends.compiled import cpu
+from mmclipq.backends.compiled.backend import group, rounded_up
 from mmclipq.detector import plain_samples, to_int8
 from mmclipq.errors import ClipQError
 from mmclipq.graph import ir
-from mmclipq.ops import library
+from mmclipq.ops.cpu import library
 
 REASON = library.why_unavailable()
 needs_operators = pytest.mark.skipif(bool(REASON), reason=f'no CPU operators: {REASON}')

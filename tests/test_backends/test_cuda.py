@@ -9,7 +9,8 @@ from cuda_cases import CASES, S8, differing, graph_of
 from emulation import ORDERS, EmulatedBackend, every_choice, set_order
 from whole_detector import Comparison, quantized_detector
 
-from mmclipq.backends import build_backend, cuda
+from mmclipq.backends import build_backend
+from mmclipq.backends.compiled import cuda
 from mmclipq.errors import ClipQError
 from mmclipq.graph import ir
 

@@ -14,8 +14,8 @@ from emulation import EmulatedBackend, every_choice
 from whole_detector import Comparison, quantized_detector
 
 from mmclipq.backends import build_backend
-from mmclipq.backends.cuda import CudaBackend
-from mmclipq.ops import cuda_library
+from mmclipq.backends.compiled.cuda import CudaBackend
+from mmclipq.ops.cuda import library as cuda_library
 
 REASON = cuda_library.why_unavailable() or ('' if torch.cuda.is_available() else 'found no GPU')
 if REASON:

@@ -11,7 +11,7 @@ import pytest
 from cuda_cases import CASES, differing
 from emulation import ORDERS, SOURCES, EmulatedBackend, compile_emulation, set_order
 
-from mmclipq.ops.cuda_library import CudaLibrary
+from mmclipq.ops.cuda.library import CudaLibrary
 
 CONV, PRODUCT, EMULATION = 'conv.cuh', 'product.cuh', 'emulation.h'
 SPLIT_END = '(device::block_z() + 1) / p.splits)'

@@ -10,8 +10,8 @@ from conformance import BackendConformance
 from conformance_regions import MANY
 
 from mmclipq.backends import build_backend
-from mmclipq.backends.onnxruntime import OnnxRuntimeBackend
-from mmclipq.backends.openvino import OpenVinoBackend
+from mmclipq.backends.runtimes.onnxruntime import OnnxRuntimeBackend
+from mmclipq.backends.runtimes.openvino import OpenVinoBackend
 from mmclipq.errors import ClipQError
 from mmclipq.graph import ir
 

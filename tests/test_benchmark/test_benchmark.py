@@ -5,13 +5,13 @@ import sys
 import pytest
 import torch
 
+from mmclipq.benchmark import timing as benchmark
+from mmclipq.benchmark.parts import Setting
+from mmclipq.benchmark.peers import PEERS, size_of
+from mmclipq.benchmark.timing import Start, Timing, operations, table, time_in_turn
 from mmclipq.errors import ClipQError
-from mmclipq.evaluation import benchmark
-from mmclipq.evaluation.benchmark import Start, Timing, operations, table, time_in_turn
-from mmclipq.evaluation.parts import Setting
-from mmclipq.evaluation.peers import PEERS, size_of
 from mmclipq.graph import ir
-from mmclipq.ops.library import why_unavailable
+from mmclipq.ops.cpu.library import why_unavailable
 
 
 def test_runs_take_turns():

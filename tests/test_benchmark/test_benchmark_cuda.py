@@ -8,13 +8,14 @@ import torch
 from whole_detector import leaves
 
 from mmclipq.apis import build_detector, quantize
+from mmclipq.benchmark import cuda_peers
+from mmclipq.benchmark import run as benchmark_run
+from mmclipq.benchmark.cuda_peers import CUDA_PEERS, EventTimer, int_mm_run
+from mmclipq.benchmark.parts import FloatWay, Int8Way, Setting
+from mmclipq.benchmark.peers import Subject, save_ours, save_state
+from mmclipq.benchmark.run import Comparison, count_operations, find_platform, save_files
 from mmclipq.detector import plain_samples
 from mmclipq.errors import ClipQError
-from mmclipq.evaluation import benchmark_run, cuda_peers
-from mmclipq.evaluation.benchmark_run import Comparison, count_operations, find_platform, save_files
-from mmclipq.evaluation.cuda_peers import CUDA_PEERS, EventTimer, int_mm_run
-from mmclipq.evaluation.parts import FloatWay, Int8Way, Setting
-from mmclipq.evaluation.peers import Subject, save_ours, save_state
 
 HALF = FloatWay(torch.float16)
 

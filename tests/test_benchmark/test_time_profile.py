@@ -7,8 +7,7 @@ import pytest
 import torch
 from mmdet.models.dense_heads import base_dense_head
 
-from mmclipq.detector import plain_samples, to_int8
-from mmclipq.evaluation.time_profile import (
+from mmclipq.benchmark.time_profile import (
     DECODING,
     DENSE,
     NMS,
@@ -16,6 +15,7 @@ from mmclipq.evaluation.time_profile import (
     profile_prediction,
     profile_table,
 )
+from mmclipq.detector import plain_samples, to_int8
 
 
 def test_steps_add_up(model, quantized, monkeypatch):

@@ -12,7 +12,7 @@ from mmengine.registry import METRICS, RUNNERS
 from mmengine.runner import Runner
 
 from mmclipq.apis import build_detector, load_int8
-from mmclipq.apis.export import export_checkpoint
+from mmclipq.apis.quantize_checkpoint import export_checkpoint
 from mmclipq.backends.base import backend_class
 from mmclipq.detector import Int8Detector
 from mmclipq.engine.int8_runner import Int8Runner

@@ -8,7 +8,7 @@ from mmclipq.backends import build_backend
 from mmclipq.backends.simulated import SimulatedBackend
 from mmclipq.detector import Int8Detector
 from mmclipq.evaluation.verify import rounded_detector, rounded_executions, verify
-from mmclipq.graph.rounded import CodeDifference, compare_codes
+from mmclipq.lowering.rounded import CodeDifference, compare_codes
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from mmclipq.exporters.end2end import end2end_model
 
 pytest.importorskip('onnx')
 
-from mmclipq.backends.onnxruntime import session
-from mmclipq.backends.openvino import compiled
+from mmclipq.backends.runtimes.onnxruntime import session
+from mmclipq.backends.runtimes.openvino import compiled
 from mmclipq.exporters.builder import ExportError
 from mmclipq.exporters.openvino_ir import convert
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmclipq.graph.capture import CaptureError, DensePart, capture, dense_head_name, evaluating
-from mmclipq.graph.plan import make_plan
+from mmclipq.lowering.capture import CaptureError, DensePart, capture, dense_head_name, evaluating
+from mmclipq.lowering.plan import make_plan
 from mmclipq.prepare import prepare_model
 
 STOCK = {

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mmclipq.graph.plan import tied_groups
+from mmclipq.lowering.plan import tied_groups
 
 
 def conv(inputs=4, outputs=4, kernel=3, **options):
@@ -312,7 +312,7 @@ def test_shared_layer_has_a_unit_for_each_call(plan):
 
 @pytest.mark.parametrize('non_negative', [False, True])
 def test_signs(trace, non_negative):
-    from mmclipq.graph.plan import make_plan
+    from mmclipq.lowering.plan import make_plan
 
     def forward(m, x):
         y = m.b(F.relu(m.a(x)) + x)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmclipq.errors import ClipQError
-from mmclipq.ops.cuda_library import CudaLibrary
+from mmclipq.ops.cuda.library import CudaLibrary
 
 SCRIPT = Path(__file__).parents[2] / 'mmclipq' / 'ops' / 'csrc' / 'build.py'
 spec = importlib.util.spec_from_file_location('build_cuda', SCRIPT)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mmclipq.ops.cuda_library import Properties, Tile
-from mmclipq.ops.cuda_tiles import DEPTH, Choice, choices, estimate, fastest
+from mmclipq.ops.cuda.library import Properties, Tile
+from mmclipq.ops.cuda.tiles import DEPTH, Choice, choices, estimate, fastest
 
 TILES = [
     Tile(0, 256, 128, 73728, False), Tile(1, 128, 128, 49152, False),

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from mmclipq.ops import program, steps
-from mmclipq.ops.library import why_unavailable
-from mmclipq.ops.program import CpuProgram, Slot
+from mmclipq.ops.cpu.library import why_unavailable
+from mmclipq.ops.cpu.program import CpuProgram
+from mmclipq.ops.program import Slot
 
 needs_operators = pytest.mark.skipif(
     bool(why_unavailable()), reason=f'no CPU operators: {why_unavailable()}'

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..graph import ir
-from ..ops.layer import Layer
-from ..ops.program import Program, Slot, memory_format
+from ...graph import ir
+from ...ops.layer import Layer
+from ...ops.program import Program, Slot, memory_format
+from ..reference import ReferenceBackend
 from .planner import COMPILED, Unplannable
-from .reference import ReferenceBackend
 
 Observe = Callable[[ir.Node, Any], None]
 Watch = Callable[[ir.Node, Tensor], None]

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..graph import ir
-from ..ops.library import follow_torch_threads, why_unavailable
-from ..ops.products import Product
-from ..ops.program import memory_format
-from .base import register_backend
-from .compiled import CompiledBackend, Observe, Part, Planned, Watch
+from ...graph import ir
+from ...ops.cpu.library import follow_torch_threads, why_unavailable
+from ...ops.cpu.products import Product
+from ...ops.program import memory_format
+from ..base import register_backend
+from .backend import CompiledBackend, Observe, Part, Planned, Watch
 from .cpu_plan import CpuPlanner
 
 MAX_SHAPES = 64

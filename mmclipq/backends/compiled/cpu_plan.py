@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from ..graph import ir
-from ..ops import steps
-from ..ops.program import CpuProgram, Program, Slot
+from ...graph import ir
+from ...ops import steps
+from ...ops.cpu.program import CpuProgram
+from ...ops.program import Program, Slot
 from .planner import Planner
 
 

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..graph import ir
-from ..ops import cuda_library
-from ..ops.cuda_products import CudaProduct
-from ..ops.cuda_tiles import Choice, fastest
-from ..ops.program import Slot, memory_format
-from ..ops.steps import CudaProductStep
-from .base import register_backend
-from .compiled import CompiledBackend, Part, Planned, Watch
+from ...graph import ir
+from ...ops.cuda import library as cuda_library
+from ...ops.cuda.products import CudaProduct
+from ...ops.cuda.tiles import Choice, fastest
+from ...ops.program import Slot, memory_format
+from ...ops.steps import CudaProductStep
+from ..base import register_backend
+from .backend import CompiledBackend, Part, Planned, Watch
 from .cuda_plan import CudaPlanner
 
 MAX_SHAPES = 16

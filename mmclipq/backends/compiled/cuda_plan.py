@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from ..graph import ir
-from ..ops.cuda_library import CudaLibrary, Properties
-from ..ops.cuda_products import CudaProduct, stored_channels
-from ..ops.cuda_program import CudaProgram
-from ..ops.cuda_tiles import Choice, choices
-from ..ops.program import Program, Slot
-from ..ops.steps import CudaProductStep
+from ...graph import ir
+from ...ops.cuda.library import CudaLibrary, Properties
+from ...ops.cuda.products import CudaProduct, stored_channels
+from ...ops.cuda.program import CudaProgram
+from ...ops.cuda.tiles import Choice, choices
+from ...ops.program import Program, Slot
+from ...ops.steps import CudaProductStep
 from .planner import Planner
 
 

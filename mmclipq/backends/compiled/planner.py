@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from .. import fixed_point as fp
-from ..graph import ir
-from ..ops import steps
-from ..ops.layer import ACTIVATIONS
-from ..ops.program import Program, Slot
+from ... import fixed_point as fp
+from ...graph import ir
+from ...ops import steps
+from ...ops.layer import ACTIVATIONS
+from ...ops.program import Program, Slot
 
 COMPILED = (
     ir.Quantize, ir.Dequantize, ir.Requantize, ir.Conv, ir.Linear, ir.Add, ir.Concat, ir.MaxPool,

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import ClipQError
-from ..exporters.onnx_file import graph_model
-from ..exporters.qdq import leaves_by_name
-from ..exporters.targets import DEFAULT_TARGET
-from ..graph import ir
-from .base import Backend
+from ...errors import ClipQError
+from ...exporters.onnx_file import graph_model
+from ...exporters.qdq import leaves_by_name
+from ...exporters.targets import DEFAULT_TARGET
+from ...graph import ir
+from ..base import Backend
 
 
 class ExportedBackend(Backend):

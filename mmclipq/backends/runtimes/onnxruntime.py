@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ..exporters.packages import missing
-from .base import register_backend
+from ...exporters.packages import missing
+from ..base import register_backend
 from .exported import ExportedBackend
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from ..exporters.openvino_ir import convert
-from ..exporters.packages import missing
-from .base import register_backend
+from ...exporters.openvino_ir import convert
+from ...exporters.packages import missing
+from ..base import register_backend
 from .exported import ExportedBackend
 
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import fixed_point as fp
-from ..exporters.table import SLOPE_BITS, product_entry
-from ..graph import ir
-from ..ops.arithmetic import per_channel
-from .base import register_backend
-from .reference import ReferenceBackend
+from ... import fixed_point as fp
+from ...exporters.table import SLOPE_BITS, product_entry
+from ...graph import ir
+from ...ops.arithmetic import per_channel
+from ..base import register_backend
+from ..reference import ReferenceBackend
 
 
 @register_backend

@@ -10,7 +10,7 @@ from mmengine.dist import master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 
-from ...apis.export import export_checkpoint
+from ...apis.quantize_checkpoint import export_checkpoint
 from ...errors import ClipQError
 from ...registry import HOOKS
 

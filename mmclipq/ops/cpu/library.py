@@ -9,10 +9,8 @@ from pathlib import Path
 
 import torch  # before the operators, so that its OpenMP is the only one
 
-from ..errors import ClipQError
+from ...errors import ClipQError
 
-ERROR_SIZE = 512
-"""Bytes for the text of an error."""
 BUILD_COMMAND = (
     'pip install onednn-devel-cpu-gomp==2023.2.0, then in the folder of mmclipq: '
     'pip install --no-build-isolation --no-deps --force-reinstall .'

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import fixed_point as fp
-from ..errors import ClipQError
-from ..graph import ir
-from .layer import Layer
-from .library import ERROR_SIZE, library
-from .steps import PAIR
+from ... import fixed_point as fp
+from ...errors import ClipQError
+from ...graph import ir
+from ..layer import Layer
+from ..program import ERROR_SIZE
+from ..steps import PAIR
+from .library import library
 
 _TYPES = {torch.int8: 0, torch.uint8: 1, torch.float32: 2}
 

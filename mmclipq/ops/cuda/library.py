@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ClipQError
-from .library import ERROR_SIZE
+from ...errors import ClipQError
+from ..program import ERROR_SIZE
 
 BUILD_COMMAND = (
     "in the folder of mmclipq, with NVIDIA's compiler nvcc on the PATH: "

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..graph import ir
-from . import steps
-from .cuda_tiles import DEPTH
-from .layer import Layer
+from ...graph import ir
+from .. import steps
+from ..layer import Layer
+from .tiles import DEPTH
 
 _MOST_OUTPUTS = 256  # of a tile; the weights of each tile are read whole
 _KINDS = {torch.int8: 0, torch.uint8: 1, torch.float32: 2}

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from .cuda_library import CudaLibrary
-from .program import Program
+from ..program import Program
+from .library import CudaLibrary
 
 
 def current_stream(device: torch.device) -> int:

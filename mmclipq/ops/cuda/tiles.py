@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from .cuda_library import Properties, Tile
+from .library import Properties, Tile
 
 DEPTH = 64
 """Bytes of depth that a block multiplies in one step."""

@@ -6,9 +6,9 @@ from mmengine.hub import get_config
 from torch import fx, nn
 
 from mmclipq.apis import build_detector
-from mmclipq.graph.capture import _Tracer
-from mmclipq.graph.lower import lower
-from mmclipq.graph.plan import make_plan
+from mmclipq.lowering.capture import _Tracer
+from mmclipq.lowering.lower import lower
+from mmclipq.lowering.plan import make_plan
 from mmclipq.prepare import find_weight_ranges, prepare_model
 
 

@@ -1,0 +1,1 @@
+"""Backends that plan a graph once per shape and run it as compiled programs."""

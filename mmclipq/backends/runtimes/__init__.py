@@ -1,0 +1,1 @@
+"""Backends of others, and the exported integers, executing exported graphs."""

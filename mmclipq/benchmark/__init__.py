@@ -1,0 +1,1 @@
+"""Time and size: rows in turn in one run, rivals, parts, where the time goes."""

@@ -1,0 +1,1 @@
+"""Making an integer graph: capture with torch.fx, planning, ranges, lowering."""

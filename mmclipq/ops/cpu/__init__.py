@@ -1,0 +1,1 @@
+"""Compiled operators of the CPU, products by oneDNN."""

@@ -1,0 +1,1 @@
+"""Compiled operators of NVIDIA GPUs."""
