@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-import mmclipq  # noqa: F401  (lets MMEngine load its own checkpoints)
+from mmclipq.apis import build_detector, quantize
+from mmclipq.apis.calibration_data import config_batches
+from mmclipq.prepare import prepare_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,6 +47,32 @@ def load_config(digits_root, monkeypatch):
         return cfg
 
     return load
+
+
+@pytest.fixture
+def cfg(load_config):
+    """The small stock detector of configs/quickstart."""
+    return load_config('quickstart/yolov3_mobilenetv2_digits.py')
+
+
+@pytest.fixture
+def model(cfg) -> nn.Module:
+    """It prepared, with random weights and learnt-like statistics."""
+    torch.manual_seed(0)
+    model = build_detector(cfg.model, random=True).eval()
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.running_mean, 0, 0.2)
+            nn.init.uniform_(layer.running_var, 0.3, 3)
+            nn.init.uniform_(layer.weight, 0.5, 1.5)
+    prepare_model(model)
+    return model
+
+
+@pytest.fixture
+def quantized(cfg, model):
+    """Its integer graph, calibrated on the tiny digits data."""
+    return quantize(model, config_batches(cfg, 4))
 
 
 @pytest.fixture(scope='session')

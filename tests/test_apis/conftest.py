@@ -14,11 +14,6 @@ CONFIGS = Path(__file__).parents[2] / 'configs'
 QUICKSTART = 'quickstart/yolov3_mobilenetv2_digits.py'
 
 
-@pytest.fixture
-def cfg(load_config):
-    return load_config(QUICKSTART)
-
-
 def random_detector(cfg):
     torch.manual_seed(0)
     model = build_detector(cfg.model, random=True)

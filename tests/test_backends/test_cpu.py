@@ -190,7 +190,7 @@ def test_it_is_not_for_other_devices():
 def test_a_processor_without_vnni_gets_the_reference():
     """oneDNN halves int8 weights there, which loses their last bit."""
     code = (
-        'from mmclipq.ops import library; from mmclipq.backends.base import backend_class; '
+        'from mmclipq.ops.cpu import library; from mmclipq.backends.base import backend_class; '
         'print(library.why_unavailable()); print(backend_class("auto").name)'
     )
     done = subprocess.run(

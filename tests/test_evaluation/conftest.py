@@ -1,39 +1,9 @@
-"""A quantized detector with learnt-like statistics on the tiny digits data."""
+"""The files of a quantized detector."""
 
 import pytest
 import torch
-from torch import nn
 
-from mmclipq.apis import build_detector, quantize, save_int8
-from mmclipq.apis.calibration_data import config_batches
-from mmclipq.prepare import prepare_model
-
-
-def make_model(cfg) -> nn.Module:
-    torch.manual_seed(0)
-    model = build_detector(cfg.model, random=True).eval()
-    for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            nn.init.normal_(layer.running_mean, 0, 0.2)
-            nn.init.uniform_(layer.running_var, 0.3, 3)
-            nn.init.uniform_(layer.weight, 0.5, 1.5)
-    prepare_model(model)
-    return model
-
-
-@pytest.fixture
-def cfg(load_config):
-    return load_config('quickstart/yolov3_mobilenetv2_digits.py')
-
-
-@pytest.fixture
-def model(cfg):
-    return make_model(cfg)
-
-
-@pytest.fixture
-def quantized(cfg, model):
-    return quantize(model, config_batches(cfg, 4))
+from mmclipq.apis import save_int8
 
 
 @pytest.fixture

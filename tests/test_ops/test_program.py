@@ -6,7 +6,8 @@ import random
 import pytest
 import torch
 
-from mmclipq.ops import program, steps
+from mmclipq.ops import steps
+from mmclipq.ops.cpu import program
 from mmclipq.ops.cpu.library import why_unavailable
 from mmclipq.ops.cpu.program import CpuProgram
 from mmclipq.ops.program import Slot
