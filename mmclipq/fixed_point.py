@@ -2,8 +2,9 @@
 
 A *range* is ``[-2**e, 2**e]`` with an integer *exponent* ``e`` (the paper's ``j`` and ``k`` are
 ``-e``). Signed codes are int8 with the step ``2**(e - 7)``; unsigned codes, for tensors that
-cannot be negative, are uint8 with the step ``2**(e - 8)`` over ``[0, 2**e]``. Rounding is half to
-even, values outside the range saturate.
+cannot be negative, are uint8 with the step ``2**(e - 8)`` over ``[0, 2**e]``. Unsigned codes may
+have an *offset*, the code that stands for zero, which moves the range down by so many steps.
+Rounding is half to even, values outside the range saturate.
 """
 
 from __future__ import annotations
@@ -155,8 +156,9 @@ def encode(
     signed: bool = True,
     axis: int | None = None,
     name: str = 'tensor',
+    offset: int = 0,
 ) -> Tensor:
-    """Codes of ``x``: ``saturate(round_half_even(x / step))`` (eq. 16 and 17 of the paper).
+    """Codes of ``x``: ``saturate(round_half_even(x / step) + offset)`` (eq. 16, 17 of the paper).
 
     Args:
         x: Float tensor of any shape.
@@ -164,6 +166,7 @@ def encode(
         signed: int8 codes if True, else uint8.
         axis: Channel axis of per-channel exponents; None for one exponent.
         name: What ``x`` is called in an error.
+        offset: Code that stands for zero.
 
     Returns:
         int8 or uint8 tensor of the shape of ``x``.
@@ -173,7 +176,7 @@ def encode(
     """
     check_finite(x, name)
     low, high = code_range(signed)
-    codes = torch.round(x * _scale(exponent, signed, axis, x))
+    codes = torch.round(x * _scale(exponent, signed, axis, x)).add_(offset)
     return codes.clamp_(low, high).to(code_dtype(signed))
 
 
@@ -182,19 +185,27 @@ def decode(
     exponent: int | Tensor,
     axis: int | None = None,
     dtype: torch.dtype = torch.float32,
+    offset: int = 0,
 ) -> Tensor:
-    """Values of int8 or uint8 ``codes`` (the dtype tells the step), exact in ``dtype``."""
-    values = codes.to(dtype)
+    """Values of int8 or uint8 ``codes`` (the dtype tells the step), exact in ``dtype``.
+
+    ``offset`` is the code that stands for zero.
+    """
+    values = codes.to(dtype).sub(offset)
     return values / _scale(exponent, codes.dtype == torch.int8, axis, values)
 
 
 def quantize(
-    x: Tensor, exponent: int | Tensor, signed: bool = True, axis: int | None = None
+    x: Tensor,
+    exponent: int | Tensor,
+    signed: bool = True,
+    axis: int | None = None,
+    offset: int = 0,
 ) -> Tensor:
     """Nearest representable value of each value of ``x``; no gradient, no check for NaN."""
     low, high = code_range(signed)
     scale = _scale(exponent, signed, axis, x)
-    return (x * scale).round_().clamp_(low, high).div_(scale).to(x.dtype)
+    return (x * scale).round_().clamp_(low - offset, high - offset).div_(scale).to(x.dtype)
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -226,6 +226,30 @@ class Backend(ABC):
         """Sum with activation."""
 
     @abstractmethod
+    def activate(self, node: ir.Activate, x: Any) -> Any:
+        """Activation alone."""
+
+    @abstractmethod
+    def mul(self, node: ir.Mul, x: Any, other: Any) -> Any:
+        """Product of two tensors with activation."""
+
+    @abstractmethod
+    def avgpool(self, node: ir.AvgPool, x: Any) -> Any:
+        """Average of each window."""
+
+    @abstractmethod
+    def affine(self, node: ir.Affine, x: Any) -> Any:
+        """One multiplication and one addition per channel, with activation."""
+
+    @abstractmethod
+    def groupnorm(self, node: ir.GroupNorm, x: Any) -> Any:
+        """Group normalization with activation."""
+
+    @abstractmethod
+    def layernorm(self, node: ir.LayerNorm, x: Any) -> Any:
+        """Layer normalization with activation."""
+
+    @abstractmethod
     def concat(self, node: ir.Concat, *tensors: Any) -> Any:
         """Codes side by side along the channels."""
 

@@ -32,7 +32,8 @@ class _Matrix:
     Attributes:
         columns: int8 ``(depth, outputs)``, both rounded up with zeros.
         depth, outputs: How many of them count.
-        shift: int32 ``(outputs,)``, what uint8 inputs lack once they are int8; None for int8 ones.
+        shift: int32 ``(outputs,)``, what uint8 inputs lack once they are int8, and what their offset
+            adds; None for int8 ones.
     """
 
     columns: Tensor
@@ -41,14 +42,15 @@ class _Matrix:
     shift: Tensor | None
 
     @classmethod
-    def make(cls, rows: Tensor, signed: bool) -> _Matrix:
-        """From int8 weights ``(outputs, depth)`` and whether the inputs are int8."""
+    def make(cls, rows: Tensor, kind: ir.TensorType) -> _Matrix:
+        """From int8 weights ``(outputs, depth)`` and the type of the inputs."""
         outputs, depth = rows.shape
         added = _rounded_up(depth) - depth, _rounded_up(outputs) - outputs
         # A transposed view: on a GPU a contiguous (depth, outputs) matrix is several times slower.
         columns = F.pad(rows, (0, added[0], 0, added[1])).contiguous().t()
         # In int64, then wrapped like the sums that it joins.
-        shift = None if signed else (128 * rows.sum(1, dtype=torch.int64)).to(torch.int32)
+        moved = (128 - kind.offset) * rows.sum(1, dtype=torch.int64)
+        shift = None if kind.signed else moved.to(torch.int32)
         return cls(columns, depth, outputs, shift)
 
     def product(self, x: Tensor) -> Tensor:
@@ -137,8 +139,8 @@ class IntMmBackend(ReferenceBackend):
             if groups == len(weight) and weight.shape[1] == 1 and groups > 1:
                 return []
             weight = weight.permute(0, 2, 3, 1)
-        signed = self.types[node.x].signed
-        return [_Matrix.make(rows.flatten(1), signed) for rows in weight.chunk(groups)]
+        kind = self.types[node.x]
+        return [_Matrix.make(rows.flatten(1), kind) for rows in weight.chunk(groups)]
 
     def linear(self, node, x, residual=None):
         (matrix,) = self._matrices[node.name]
@@ -147,11 +149,13 @@ class IntMmBackend(ReferenceBackend):
     def conv(self, node, x, residual=None):
         weight, matrices = self.constants[node.weight], self._matrices[node.name]
         if not matrices:
-            acc = depthwise_sum(x.int(), weight.int(), node)
+            q = x.int() - self.types[node.x].offset
+            acc = depthwise_sum(q, weight.int(), node)
             return self._epilogue(node, acc, residual)
         top, left = node.padding
-        # Code 0 stands for the value 0, so the padding comes before the shift of uint8.
-        x = F.pad(x.permute(0, 2, 3, 1), (0, 0, left, left, top, top)).contiguous()
+        # The code that stands for zero pads, before the shift of uint8.
+        around, zero = (0, 0, left, left, top, top), self.types[node.x].offset
+        x = F.pad(x.permute(0, 2, 3, 1), around, value=zero).contiguous()
         patches = _patches(_as_int8(x), tuple(weight.shape[2:]), node)
         groups = patches.chunk(node.groups, -1)
         acc = x.new_empty(*patches.shape[:3], len(weight), dtype=torch.int32)

@@ -1,16 +1,17 @@
 """The executable definition of the integer arithmetic, in plain PyTorch, on any device.
 
-For input codes ``x`` and weight codes ``w`` with the integer sum ``acc``::
+A code ``x`` of a tensor stands for ``(x - offset) * step``. For input codes ``x`` and weight codes
+``w`` with the integer sum ``acc`` of ``(x - offset) * w``::
 
     v = float32(acc) * multiplier[c]        one float32 multiplication, rounded
     v = v + bias[c]                         one float32 addition, rounded, never fused
-    v = v + float32(r) * 2**step            residual, if before the activation
-    v = act(v)                              leaky_relu: one multiplication of negative values
-    v = v + float32(r) * 2**step            residual, if after the activation
-    out = saturate(round_half_even(v / 2**step))
+    v = v + float32(r - offset) * step      residual, if before the activation
+    v = act(v)                              in the float32 operations of mmclipq.ops.activations
+    v = v + float32(r - offset) * step      residual, if after the activation
+    out = saturate(round_half_even(v / step) + offset)
 
-Every other backend must give the same codes. RoIAlign is defined in
-:mod:`mmclipq.backends.roi_align`.
+The other nodes' arithmetic is that of their docstrings in :mod:`mmclipq.graph.nodes`. Every other
+backend must give the same codes. RoIAlign is defined in :mod:`mmclipq.backends.roi_align`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..graph import ir
-from ..ops.arithmetic import activate, conv_sum, finish, scaled, to_codes
+from ..ops.activations import activate
+from ..ops.arithmetic import (
+    average,
+    channel_shape,
+    conv_sum,
+    finish,
+    norm_factors,
+    pool_sum,
+    result,
+    scaled,
+    to_codes,
+)
 from .base import Backend, register_backend
 from .roi_align import roi_align_average
 
@@ -43,18 +55,44 @@ class ReferenceBackend(Backend):
         return to_codes(self.values_of(node.x, x), node.type)
 
     def conv(self, node, x, residual=None):
-        acc = conv_sum(x.double(), self.constants[node.weight].double(), node)
+        acc = conv_sum(self.integers_of(node.x, x), self.constants[node.weight].double(), node)
         if acc.is_cuda:  # its library may take transforms: integers but for a little noise
             acc.round_()
         return self._epilogue(node, acc, residual)
 
     def linear(self, node, x, residual=None):
-        acc = F.linear(x.double(), self.constants[node.weight].double())
+        acc = F.linear(self.integers_of(node.x, x), self.constants[node.weight].double())
         return self._epilogue(node, acc, residual)
 
     def add(self, node, x, other):
         v = self.values_of(node.x, x) + self.values_of(node.other, other)
         return to_codes(activate(v, node.activation, node.slope), node.type)
+
+    def activate(self, node, x):
+        v = activate(self.values_of(node.x, x), node.activation, node.slope)
+        return result(v, node.type)
+
+    def mul(self, node, x, other):
+        v = self.values_of(node.x, x) * self.values_of(node.other, other)
+        return to_codes(activate(v, node.activation, node.slope), node.type)
+
+    def avgpool(self, node, x):
+        v = average(pool_sum(self.integers_of(node.x, x), node), node, *x.shape[2:])
+        return to_codes(v * self.step_of(node.x), node.type)
+
+    def affine(self, node, x):
+        shape = channel_shape(x.dim())
+        v = self.integers_of(node.x, x).float() * self.constants[node.multiplier].view(shape)
+        v = v + self.constants[node.bias].view(shape)
+        return result(activate(v, node.activation, node.slope), node.type)
+
+    def groupnorm(self, node, x):
+        q = self.integers_of(node.x, x)
+        weight, bias = self.constants[node.weight], self.constants[node.bias]
+        m, b = norm_factors(q, node, self.step_of(node.x), weight, bias)
+        return result(activate(q.float() * m + b, node.activation, node.slope), node.type)
+
+    layernorm = groupnorm
 
     def concat(self, node, *tensors):
         return torch.cat(tensors, 1)
@@ -78,9 +116,17 @@ class ReferenceBackend(Backend):
         values = [self.values_of(n, level) for n, level in zip(node.levels, levels, strict=True)]
         return to_codes(roi_align_average(values, rois, node), node.type)
 
+    def step_of(self, name: str) -> float:
+        """Value between two codes of tensor ``name``."""
+        return math.ldexp(1.0, self.types[name].step_exponent)
+
+    def integers_of(self, name: str, codes: Tensor) -> Tensor:
+        """Codes of tensor ``name`` less its offset, float64."""
+        return codes.double().sub_(self.types[name].offset)
+
     def values_of(self, name: str, codes: Tensor) -> Tensor:
         """Float32 values that the codes of tensor ``name`` stand for."""
-        return codes.float().mul_(math.ldexp(1.0, self.types[name].step_exponent))
+        return codes.float().sub_(self.types[name].offset).mul_(self.step_of(name))
 
     def _epilogue(self, node: ir.Product, acc: Tensor, residual: Tensor | None) -> Tensor:
         v = scaled(acc, self.constants[node.multiplier], self.constants[node.bias], node)

@@ -7,9 +7,8 @@ values as training does, and tests compare the codes of its results with the ref
 
 from __future__ import annotations
 
-import math
-
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from .. import fixed_point as fp
@@ -28,11 +27,11 @@ class SimulatedBackend(ReferenceBackend):
         return to_codes(result.float(), node.type)
 
     def from_codes(self, node, codes):
-        return fp.decode(codes, node.type.exponent, dtype=torch.float64)
+        kind = node.type
+        return fp.decode(codes, kind.exponent, dtype=torch.float64, offset=kind.offset)
 
     def quantize(self, node, x):
-        step = math.ldexp(1.0, node.type.step_exponent)
-        return to_codes(x, node.type).double() * step
+        return self._as_values(node, to_codes(x, node.type))
 
     def dequantize(self, node, x):
         return x.float()
@@ -47,7 +46,24 @@ class SimulatedBackend(ReferenceBackend):
         return self._scaled(node, F.linear(x, self._weight(node)), residual)
 
     def add(self, node, x, other):
-        return super().add(node, x, other).double() * math.ldexp(1.0, node.type.step_exponent)
+        return self._as_values(node, super().add(node, x, other))
+
+    def activate(self, node, x):
+        return self._as_values(node, super().activate(node, x))
+
+    def mul(self, node, x, other):
+        return self._as_values(node, super().mul(node, x, other))
+
+    def avgpool(self, node, x):
+        return self._as_values(node, super().avgpool(node, x))
+
+    def affine(self, node, x):
+        return self._as_values(node, super().affine(node, x))
+
+    def groupnorm(self, node, x):
+        return self._as_values(node, super().groupnorm(node, x))
+
+    layernorm = groupnorm
 
     def maxpool(self, node, x):
         return F.max_pool2d(
@@ -59,11 +75,17 @@ class SimulatedBackend(ReferenceBackend):
         return F.interpolate(x, size, node.scale, mode='nearest')
 
     def roialign(self, node, *levels_and_rois):
-        codes = super().roialign(node, *levels_and_rois)
-        return codes.double() * math.ldexp(1.0, node.type.step_exponent)
+        return self._as_values(node, super().roialign(node, *levels_and_rois))
+
+    def integers_of(self, name, codes):
+        return codes / self.step_of(name)
 
     def values_of(self, name, codes):
         return codes.float()
+
+    def _as_values(self, node, result: Tensor) -> Tensor:
+        """Values of codes; float32 results stay."""
+        return self.from_codes(node, result) if node.type.is_codes else result
 
     def _weight(self, node):
         codes, exponents = self.constants[node.weight], self.constants[node.exponents]
@@ -74,7 +96,4 @@ class SimulatedBackend(ReferenceBackend):
         steps = fp.step_exponent(self.constants[node.exponents]) + self.types[node.x].step_exponent
         norm = self.constants[node.multiplier] / fp.power_of_two(steps)
         v = sums.float() * per_channel(norm, node) + per_channel(self.constants[node.bias], node)
-        result = self._finish(node, v, residual)
-        if not node.type.is_codes:
-            return result
-        return result.double() * math.ldexp(1.0, node.type.step_exponent)
+        return self._as_values(node, self._finish(node, v, residual))

@@ -123,7 +123,7 @@ def from_json(value: Any) -> Any:
 
 def _node_to_json(node: ir.Node) -> dict[str, Any]:
     values = {f.name: getattr(node, f.name) for f in dataclasses.fields(node) if f.name != 'type'}
-    kind = None if not node.type.is_codes else [node.type.exponent, node.type.signed]
+    kind = dataclasses.astuple(node.type) if node.type.is_codes else None
     return {'node': type(node).__name__, 'type': kind, **to_json(values)}
 
 

@@ -9,7 +9,14 @@ from typing import Any
 from .. import fixed_point as fp
 from ..errors import ClipQError
 
-ACTIVATIONS = ('identity', 'relu', 'relu6', 'leaky_relu')
+ACTIVATIONS = (
+    'identity', 'relu', 'relu6', 'leaky_relu', 'silu', 'sigmoid', 'tanh', 'hardswish',
+    'hardsigmoid', 'gelu', 'gelu_tanh', 'elu', 'mish', 'exp',
+)  # fmt: skip
+"""Functions after sums, defined in float32 by :mod:`mmclipq.ops.activations`."""
+OFFSETS = (0, 8, 16, 32, 64)
+"""Codes that may stand for zero in a uint8 tensor: powers of two, so that the range below zero is a
+power-of-two share of the whole."""
 
 
 class GraphError(ClipQError):
@@ -18,10 +25,14 @@ class GraphError(ClipQError):
 
 @dataclass(frozen=True)
 class TensorType:
-    """What a tensor holds: codes with the range exponent, or float32 if ``exponent`` is None."""
+    """What a tensor holds: codes with the range exponent, or float32 if ``exponent`` is None.
+
+    A code ``x`` stands for ``(x - offset) * 2**step_exponent``; int8 codes have no offset.
+    """
 
     exponent: int | None = None
     signed: bool = True
+    offset: int = 0
 
     @property
     def is_codes(self) -> bool:
@@ -35,7 +46,8 @@ class TensorType:
     def __str__(self) -> str:
         if not self.is_codes:
             return 'float32'
-        return f'{"int8" if self.signed else "uint8"} 2^{self.exponent}'
+        offset = f' offset {self.offset}' if self.offset else ''
+        return f'{"int8" if self.signed else "uint8"} 2^{self.exponent}{offset}'
 
 
 FLOAT = TensorType()
@@ -68,7 +80,7 @@ class Input(Node):
 
 @dataclass(frozen=True)
 class Quantize(Node):
-    """Float32 values to codes: ``saturate(round_half_even(x / step))``."""
+    """Float32 values to codes: ``saturate(round_half_even(x / step) + offset)``."""
 
     x: str
 
@@ -91,7 +103,8 @@ class Requantize(Node):
 class Product(Node):
     """What a convolution and a linear layer share: int32 sums and the float32 epilogue.
 
-    ``v = float32(acc) * multiplier[c]``; ``v += bias[c]``; the residual's values are added before
+    ``acc`` is the sum of ``(x - offset) * w``; ``v = float32(acc) * multiplier[c]``;
+    ``v += bias[c]``; the residual's values are added before
     the activation or after it; the result is rounded to codes, or is ``v`` for a float32 type.
 
     Attributes:
@@ -102,7 +115,7 @@ class Product(Node):
         multiplier: Key of the float32 multipliers ``(channels,)``.
         bias: Key of the float32 biases ``(channels,)``.
         activation: One of :data:`ACTIVATIONS`.
-        slope: Factor of negative values in ``leaky_relu``.
+        slope: Factor of negative values in ``leaky_relu``, or ``elu``'s alpha.
         residual: Codes added, or None.
         residual_last: Whether the residual is added after the activation.
     """
@@ -124,7 +137,10 @@ class Product(Node):
 
 @dataclass(frozen=True)
 class Conv(Product):
-    """2-D convolution; padding with code 0. Weight codes ``(K, C / groups, R, S)``."""
+    """2-D convolution; padding with the code that stands for zero.
+
+    Weight codes are ``(K, C / groups, R, S)``.
+    """
 
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
@@ -168,6 +184,101 @@ class MaxPool(Node):
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     ceil_mode: bool = False
+
+
+@dataclass(frozen=True)
+class Activate(Node):
+    """Activation of codes that no sum precedes, as codes or float32; 256 inputs, so a table."""
+
+    x: str
+    activation: str
+    slope: float = 0.0
+
+
+@dataclass(frozen=True)
+class Mul(Node):
+    """Product of two code tensors, whose axes broadcast as PyTorch's do, with activation.
+
+    ``v = x * other`` of the float32 values, which is exact; then the activation; then codes. It is
+    the gate of squeeze-and-excitation: ``(N, C, H, W)`` times ``(N, C, 1, 1)``.
+    """
+
+    x: str
+    other: str
+    activation: str = 'identity'
+    slope: float = 0.0
+
+
+@dataclass(frozen=True)
+class AvgPool(Node):
+    """Average of windows of codes: exact sum, ``v = float32(acc) * float32(1 / count)``, codes.
+
+    Attributes:
+        kernel: Rows and columns, or None for the whole image, which gives ``(N, C, 1, 1)``.
+        count_padding: Whether a window's count includes padding; else only its real pixels count.
+            Rows and columns beyond the padding, where ``ceil_mode`` reaches, never do.
+    """
+
+    x: str
+    kernel: tuple[int, int] | None = None
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    ceil_mode: bool = False
+    count_padding: bool = True
+
+
+@dataclass(frozen=True)
+class Affine(Node):
+    """``v = float32(x - offset) * multiplier[c]``; ``v += bias[c]``; activation; as codes.
+
+    Batch norms that follow no product. Channels are the second axis of ``(N, C, H, W)``, else the
+    last. The multiplier holds the step of ``x``.
+    """
+
+    x: str
+    multiplier: str
+    bias: str
+    activation: str = 'identity'
+    slope: float = 0.0
+
+
+@dataclass(frozen=True)
+class Normalize(Node):
+    """What group and layer normalization share: exact statistics of codes, then an affine map.
+
+    Of ``n`` codes ``q = x - offset`` the sums ``s`` of ``q`` and ``t`` of ``q**2`` are exact
+    integers. Each operation rounded to float64::
+
+        mean = s / n
+        var = max(t / n - mean * mean, 0)
+        g = weight[c] * (1 / sqrt(var * step**2 + eps))
+        m, b = float32(g * step), float32(bias[c] - (mean * step) * g)
+
+    and then in float32 ``v = q * m``; ``v += b``; activation; codes.
+
+    Attributes:
+        weight, bias: Keys of float32 ``(channels,)``.
+        eps: Added to the variance.
+    """
+
+    x: str
+    weight: str
+    bias: str
+    eps: float = 1e-5
+    activation: str = 'identity'
+    slope: float = 0.0
+
+
+@dataclass(frozen=True)
+class GroupNorm(Normalize):
+    """Statistics of each image ``(N, C, ...)`` and each of ``groups`` runs of channels."""
+
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class LayerNorm(Normalize):
+    """Statistics over the channels of each pixel of ``(N, C, H, W)``, else over the last axis."""
 
 
 @dataclass(frozen=True)
@@ -255,6 +366,12 @@ NODE_KINDS: dict[str, type[Node]] = {
         Conv,
         Linear,
         Add,
+        Activate,
+        Mul,
+        AvgPool,
+        Affine,
+        GroupNorm,
+        LayerNorm,
         Concat,
         MaxPool,
         Upsample,

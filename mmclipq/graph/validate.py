@@ -11,15 +11,22 @@ from torch import Tensor
 from .. import fixed_point as fp
 from .nodes import (
     ACTIVATIONS,
+    OFFSETS,
+    Activate,
     Add,
+    Affine,
+    AvgPool,
     Concat,
     Conv,
     Dequantize,
     Flatten,
     FloatCall,
     GraphError,
+    GroupNorm,
     MaxPool,
+    Mul,
     Node,
+    Normalize,
     Product,
     Quantize,
     Requantize,
@@ -28,6 +35,10 @@ from .nodes import (
     Upsample,
     iter_refs,
 )
+
+_READ_CODES = (
+    Product, Activate, Add, Affine, AvgPool, Dequantize, Mul, Normalize, Requantize,
+)  # fmt: skip
 
 
 def _check_product(
@@ -58,6 +69,43 @@ def _check_product(
         raise GraphError(f'{node.name}: found a float32 residual, wanted codes')
 
 
+def _check_channels(node: Affine | Normalize, constants: Mapping[str, Tensor]) -> None:
+    keys = (node.multiplier, node.bias) if isinstance(node, Affine) else (node.weight, node.bias)
+    shapes = set()
+    for key in keys:
+        constant = constants.get(key)
+        if constant is None or constant.dtype != torch.float32 or constant.dim() != 1:
+            raise GraphError(f'{node.name}: found no float32 constant {key!r} per channel')
+        shapes.add(constant.shape)
+    if len(shapes) != 1:
+        raise GraphError(f'{node.name}: found constants of {shapes}, wanted one shape')
+    channels = shapes.pop()[0]
+    if isinstance(node, GroupNorm) and (node.groups < 1 or channels % node.groups):
+        raise GraphError(f'{node.name}: found {node.groups} groups of {channels} channels')
+    if isinstance(node, Normalize) and not node.eps > 0:
+        raise GraphError(f'{node.name}: found eps {node.eps}, wanted a positive one')
+
+
+def _check_pool(node: AvgPool) -> None:
+    pairs = (node.stride, node.padding) + (() if node.kernel is None else (node.kernel,))
+    if any(len(pair) != 2 for pair in pairs) or min(node.stride) < 1 or min(node.padding) < 0:
+        raise GraphError(f'{node.name}: found {pairs}, wanted pairs of rows and columns')
+    if node.kernel is not None and any(
+        side < 1 or 2 * padding > side
+        for side, padding in zip(node.kernel, node.padding, strict=True)
+    ):
+        raise GraphError(f'{node.name}: found padding {node.padding} for a kernel {node.kernel}')
+
+
+def _check_offset(node: Node) -> None:
+    kind = node.type
+    if kind.offset not in OFFSETS or (kind.offset and (kind.signed or not kind.is_codes)):
+        raise GraphError(
+            f'{node.name}: found {kind} with offset {kind.offset}, wanted one of {OFFSETS} for '
+            'uint8 codes and none for others'
+        )
+
+
 def _check_roi_align(node: RoIAlign, types: Mapping[str, TensorType]) -> None:
     kinds = {types[name] for name in node.levels}
     if len(kinds) != 1 or not next(iter(kinds)).is_codes or not node.type.is_codes:
@@ -86,6 +134,7 @@ def validate(nodes: Sequence[Node], outputs: Any, constants: Mapping[str, Tensor
                 fp.check_exponent(node.type.exponent, node.name)
             except ValueError as error:
                 raise GraphError(str(error)) from None
+        _check_offset(node)
         for name in node.inputs:
             if name not in types:
                 raise GraphError(f'{node.name}: found input {name!r}, wanted an earlier tensor')
@@ -94,11 +143,11 @@ def validate(nodes: Sequence[Node], outputs: Any, constants: Mapping[str, Tensor
             raise GraphError(f'{node.name}: found codes as the result, wanted float32')
         if isinstance(node, Quantize) and (read[0].is_codes or not node.type.is_codes):
             raise GraphError(f'{node.name}: wanted float32 to codes')
-        if isinstance(node, (Product, Add, Dequantize, Requantize)) and not read[0].is_codes:
+        if isinstance(node, _READ_CODES) and not read[0].is_codes:
             raise GraphError(f'{node.name}: found float32 input {node.inputs[0]!r}, wanted codes')
-        if isinstance(node, Add) and not read[1].is_codes:
+        if isinstance(node, (Add, Mul)) and not read[1].is_codes:
             raise GraphError(f'{node.name}: found float32 input {node.inputs[1]!r}, wanted codes')
-        if isinstance(node, (Add, Requantize)) and not node.type.is_codes:
+        if isinstance(node, (Add, AvgPool, Mul, Requantize)) and not node.type.is_codes:
             raise GraphError(f'{node.name}: found float32 as the result, wanted codes')
         if isinstance(node, (Flatten, MaxPool, Upsample)) and read[0] != node.type:
             raise GraphError(f'{node.name}: found type {read[0]}, wanted {node.type} as its input')
@@ -106,12 +155,16 @@ def validate(nodes: Sequence[Node], outputs: Any, constants: Mapping[str, Tensor
             raise GraphError(f'{node.name}: found other types among its inputs than {node.type}')
         if isinstance(node, RoIAlign):
             _check_roi_align(node, types)
-        if isinstance(node, (Product, Add)) and node.activation not in ACTIVATIONS:
+        if getattr(node, 'activation', 'identity') not in ACTIVATIONS:
             raise GraphError(
                 f'{node.name}: found activation {node.activation!r}, wanted one of {ACTIVATIONS}'
             )
         if isinstance(node, Product):
             _check_product(node, types, constants)
+        if isinstance(node, (Affine, Normalize)):
+            _check_channels(node, constants)
+        if isinstance(node, AvgPool):
+            _check_pool(node)
         types[node.name] = node.type
     for ref in iter_refs(outputs):
         if ref.name not in types:

@@ -91,7 +91,7 @@ class RoundedExecution(fx.Interpreter):
         self._forced, self.found = forced or {}, {}
         nodes = [node for node in self.int8_graph.nodes if isinstance(node, ir.Input)]
         inputs = [
-            x if x.is_floating_point() else fp.decode(x, node.type.exponent)
+            x if x.is_floating_point() else _values(x, node.type)
             for node, x in zip(nodes, inputs, strict=True)
         ]
         with evaluating(self.module):
@@ -102,16 +102,16 @@ class RoundedExecution(fx.Interpreter):
         if n not in self._result:
             return result
         name, kind = self._result[n]
-        codes = fp.encode(result, kind.exponent, kind.signed)
+        codes = fp.encode(result, kind.exponent, kind.signed, offset=kind.offset)
         self.found[name] = codes
-        return fp.decode(self._forced.get(name, codes), kind.exponent)
+        return _values(self._forced.get(name, codes), kind)
 
     def _run_product(self, n: fx.Node) -> Tensor:
         """The stock layer on the rounded input with the weights that the codes stand for."""
         product, layer = self._product[n], self.fetch_attr(n.target)
         kind = self._types[product.x]
         (x,) = self.map_nodes_to_values(n.args, n)
-        x = fp.quantize(x, kind.exponent, kind.signed)
+        x = fp.quantize(x, kind.exponent, kind.signed, offset=kind.offset)
         constants = self.int8_graph.constants
         weight = fp.decode(constants[product.weight], constants[product.exponents], axis=0)
         state = layer.weight.data, layer.input_exponent, layer.weight_exponent
@@ -120,6 +120,10 @@ class RoundedExecution(fx.Interpreter):
             return layer(x)
         finally:
             layer.weight.data, layer.input_exponent, layer.weight_exponent = state
+
+
+def _values(codes: Tensor, kind: ir.TensorType) -> Tensor:
+    return fp.decode(codes, kind.exponent, offset=kind.offset)
 
 
 def compare_with_graph(

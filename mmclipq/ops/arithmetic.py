@@ -10,23 +10,18 @@ from torch.nn import functional as F
 
 from .. import fixed_point as fp
 from ..graph import ir
-
-
-def activate(v: Tensor, activation: str, slope: float) -> Tensor:
-    """Activation of float32 ``v`` as every backend computes it."""
-    if activation == 'relu':
-        return v.clamp_(min=0)
-    if activation == 'relu6':
-        return v.clamp_(0, 6)
-    if activation == 'leaky_relu':
-        return torch.where(v > 0, v, v * slope)
-    return v
+from .activations import activate
 
 
 def to_codes(v: Tensor, kind: ir.TensorType) -> Tensor:
-    """Codes of float32 ``v``: scaled exactly, rounded half to even, saturated."""
-    scaled = v * math.ldexp(1.0, -kind.step_exponent)
-    return scaled.round_().clamp_(*fp.code_range(kind.signed)).to(fp.code_dtype(kind.signed))
+    """Codes of float32 ``v``: scaled exactly, rounded half to even, the offset added, saturated."""
+    scaled = (v * math.ldexp(1.0, -kind.step_exponent)).round_().add_(kind.offset)
+    return scaled.clamp_(*fp.code_range(kind.signed)).to(fp.code_dtype(kind.signed))
+
+
+def result(v: Tensor, kind: ir.TensorType) -> Tensor:
+    """``v`` itself for a float32 type, else its codes."""
+    return to_codes(v, kind) if kind.is_codes else v
 
 
 def depthwise_sum(x: Tensor, weight: Tensor, node: ir.Conv) -> Tensor:
@@ -75,4 +70,89 @@ def finish(v: Tensor, node: ir.Product, residual: Tensor | None = None) -> Tenso
     v = activate(v, node.activation, node.slope)
     if residual is not None and node.residual_last:
         v = v + residual
-    return to_codes(v, node.type) if node.type.is_codes else v
+    return result(v, node.type)
+
+
+def pool_counts(node: ir.AvgPool, rows: int, columns: int) -> list[Tensor]:
+    """How many pixels of each row, and of each column, of the pooled image count; float64.
+
+    Args:
+        node: The pooling.
+        rows, columns: Size of the image.
+    """
+    counts = []
+    for axis, size in enumerate((rows, columns)):
+        if node.kernel is None:
+            counts.append(torch.tensor([float(size)], dtype=torch.float64))
+            continue
+        kernel, stride, padding = node.kernel[axis], node.stride[axis], node.padding[axis]
+        reach = size + 2 * padding - kernel
+        count = (math.ceil if node.ceil_mode else math.floor)(reach / stride) + 1
+        # A last window that would start in the far padding is left out, as in PyTorch.
+        if node.ceil_mode and (count - 1) * stride >= size + padding:
+            count -= 1
+        first = torch.arange(count, dtype=torch.float64) * stride - padding
+        low, high = (-padding, size + padding) if node.count_padding else (0, size)
+        counts.append((first + kernel).clamp(max=high) - first.clamp(min=low))
+    return counts
+
+
+def pool_sum(x: Tensor, node: ir.AvgPool) -> Tensor:
+    """Sums ``(N, C, rows, columns)`` of the windows of float64 integers ``(N, C, H, W)``, exact."""
+    if node.kernel is None:
+        return x.sum((2, 3), keepdim=True)
+    rows, columns = (len(count) for count in pool_counts(node, *x.shape[2:]))
+    (top, left), (down, right) = node.padding, node.stride
+    bottom = max(0, (rows - 1) * down + node.kernel[0] - x.shape[2] - top)
+    far = max(0, (columns - 1) * right + node.kernel[1] - x.shape[3] - left)
+    x = F.pad(x, (left, far, top, bottom))
+    total = x.new_zeros(*x.shape[:2], rows, columns)
+    for r in range(node.kernel[0]):
+        for s in range(node.kernel[1]):
+            total += x[:, :, r : r + down * rows : down, s : s + right * columns : right]
+    return total
+
+
+def average(acc: Tensor, node: ir.AvgPool, rows: int, columns: int) -> Tensor:
+    """Float32 averages, in steps, of the sums of an image of ``rows`` and ``columns``."""
+    heights, widths = pool_counts(node, rows, columns)
+    inverse = (1.0 / (heights[:, None] * widths)).float().to(acc.device)
+    return acc.float() * inverse
+
+
+def channel_shape(axes: int) -> tuple[int, ...]:
+    """Shape in which values of one channel each broadcast over a tensor of so many axes."""
+    return (-1, 1, 1) if axes == 4 else (-1,)
+
+
+def norm_factors(
+    x: Tensor, node: ir.Normalize, step: float, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Multiplier and bias in float32, shaped to broadcast over ``x``; see :class:`ir.Normalize`.
+
+    Args:
+        x: Codes less their offset, float64.
+        node: Group or layer normalization.
+        step: Of the codes.
+        weight, bias: Float32 ``(channels,)``.
+    """
+    if isinstance(node, ir.GroupNorm):
+        rows = x.reshape(x.shape[0], node.groups, -1)
+        s, t = rows.sum(2), rows.square().sum(2)
+        count, channels = rows.shape[2], x.shape[1]
+        shape = (1, channels) + (1,) * (x.dim() - 2)
+    else:
+        axis = 1 if x.dim() == 4 else -1
+        s, t = x.sum(axis, keepdim=True), x.square().sum(axis, keepdim=True)
+        count, shape = x.shape[axis], channel_shape(x.dim())
+    mean = s / count
+    var = (t / count - mean * mean).clamp_(min=0)
+    inverse = torch.sqrt(var * (step * step) + node.eps).reciprocal()
+    if isinstance(node, ir.GroupNorm):
+        each = channels // node.groups
+        mean, inverse = (
+            value.repeat_interleave(each, 1).reshape(x.shape[0], *shape[1:])
+            for value in (mean, inverse)
+        )
+    g = weight.double().view(shape) * inverse
+    return (g * step).float(), (bias.double().view(shape) - (mean * step) * g).float()

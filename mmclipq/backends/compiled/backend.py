@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...graph import ir
-from ...ops.layer import Layer
+from ...ops.layer import ACTIVATIONS, Layer
 from ...ops.program import Program, Slot, memory_format
 from ..reference import ReferenceBackend
 from .planner import COMPILED, Unplannable
@@ -106,11 +106,21 @@ class CompiledBackend(ReferenceBackend):
 
     def __init__(self, graph: ir.Int8Graph, *args: Any, **kwargs: Any) -> None:
         super().__init__(graph, *args, **kwargs)
+        self._in_python = {node.name for node in graph.nodes if not self.has_step(node)}
         self._kept_flat = frozenset(self._find_kept_flat())
-        self._products = {node.name: self._product(node) for node in graph.products()}
+        self._products = {
+            node.name: self._product(node)
+            for node in graph.products()
+            if node.name not in self._in_python
+        }
         self._lock = threading.RLock()
-        self._in_python: set[str] = set()
         self._parts = self._find_parts()
+
+    def has_step(self, node: ir.Node) -> bool:
+        """Whether a program of this device can run ``node``; else it runs in Python."""
+        types = [node.type, *(self.types[name] for name in node.inputs)]
+        plain = getattr(node, 'activation', 'identity') in ACTIVATIONS
+        return isinstance(node, COMPILED) and plain and not any(kind.offset for kind in types)
 
     @abstractmethod
     def _planned_for(
@@ -150,7 +160,8 @@ class CompiledBackend(ReferenceBackend):
                 continue
             readers = [n for n in self.graph.nodes if node.name in n.inputs]
             if isinstance(self._nodes[node.x], ir.RoIAlign) and all(
-                isinstance(n, ir.Linear) and n.residual is None for n in readers
+                isinstance(n, ir.Linear) and n.residual is None and n.name not in self._in_python
+                for n in readers
             ):
                 yield node.name
 
