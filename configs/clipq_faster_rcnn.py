@@ -3,7 +3,7 @@
 # --cfg-options load_from=CHECKPOINT
 _base_ = ['mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', './_base_/clipq.py']
 
-clipq = dict(input_range=8.0, weight_range=0.5)
+clipq = dict(input_range=8.0, weight_range=0.5, int8=dict(offsets=False))
 
 optim_wrapper = dict(optimizer=dict(lr=0.005))
 param_scheduler = [

@@ -52,6 +52,7 @@ def quantize(
     batches: Iterable[Any],
     clipq: Mapping[str, Any] | None = None,
     method: str = 'mse',
+    offsets: bool = True,
 ) -> Quantized:
     """Calibrate and lower a built float detector; the detector itself stays executable in float.
 
@@ -61,6 +62,7 @@ def quantize(
         batches: Calibration data: what a dataloader gives, or preprocessed float32 images.
         clipq: The ``clipq`` section of a config.
         method: How activation ranges are chosen, ``'mse'`` or ``'max'``.
+        offsets: Whether tensors that reach a little below zero may have uint8 codes with an offset.
 
     Raises:
         ClipQError: for a detector that cannot be captured, NaN weights, no images, and so on.
@@ -79,10 +81,10 @@ def quantize(
         # The detector's own prediction leads from the features to the regions of every stage.
         with torch.no_grad(), evaluating(model), executing(model, traced.head, dense, boxes):
             model.predict(images, samples)
-    graph = dense.finish(method)
+    graph = dense.finish(method, offsets=offsets)
     features = graph.outputs['features'] if traced.levels else ()
     levels = [graph.tensors[ref.name] for ref in features[: traced.levels]]
-    graphs = graph, *(box.finish(method, levels) for box in boxes)
+    graphs = graph, *(box.finish(method, levels, offsets) for box in boxes)
     left = {**traced.left_out}
     for part in graphs:
         left |= part.islands

@@ -103,7 +103,8 @@ def quantize_checkpoint(
         batches = folder_batches(cfg, calib_dir, count)
     else:
         batches = config_batches(cfg, count)
-    quantized = quantize(model, batches, cfg.get('clipq'), options.get('method', 'mse'))
+    method, offsets = options.get('method', 'mse'), options.get('offsets', True)
+    quantized = quantize(model, batches, cfg.get('clipq'), method, offsets)
     meta = dict(content.get('meta', {}).get('dataset_meta') or {})
     return model, quantized, meta
 

@@ -32,8 +32,8 @@ class _Matrix:
     Attributes:
         columns: int8 ``(depth, outputs)``, both rounded up with zeros.
         depth, outputs: How many of them count.
-        shift: int32 ``(outputs,)``, what uint8 inputs lack once they are int8, and what their offset
-            adds; None for int8 ones.
+        shift: int32 ``(outputs,)``, what uint8 inputs lack once they are int8, less the part of
+            their offset; None for int8 ones.
     """
 
     columns: Tensor

@@ -13,23 +13,28 @@ from .. import fixed_point as fp
 from ..errors import ClipQError
 
 _OCTAVES = fp.EXPONENT_MAX - fp.EXPONENT_MIN + 1
+_PARTS = 32
+_BINS = _OCTAVES * _PARTS
+_MANTISSA_BITS = 23 - 5  # of a float32, below those that number the parts of an octave
 
 
 class OctaveHistogram:
-    """Counts, sums and sums of squares of ``|x|`` per octave ``(2**(e-1), 2**e]``.
+    """Counts, sums and sums of squares of ``|x|`` by sign, in 32 equal parts of every octave.
 
-    A power-of-two range cuts the values exactly between two octaves, so percentiles and clipping
-    errors are exact although no value is kept, in one pass, whatever the number of batches.
+    An octave is ``(2**(e-1), 2**e]``. A power-of-two range, also one that an offset has moved, cuts
+    the values exactly between two parts, so percentiles and clipping errors are exact although no
+    value is kept, in one pass, whatever the number of batches.
 
     Attributes:
-        table (Tensor): float64 of shape ``(3, octaves)``: counts, sums, sums of squares. The
-            first octave also holds everything smaller, zeros included.
+        table (Tensor): float64 of shape ``(2, 3, parts)``: not negative and negative values; their
+            counts, sums and sums of squares. The first part also holds everything smaller, zeros
+            included.
         name (str): What the tensor is called in errors.
     """
 
     def __init__(self, name: str = 'tensor') -> None:
         self.name = name
-        self.table = torch.zeros(3, _OCTAVES, dtype=torch.float64)
+        self.table = torch.zeros(2, 3, _BINS, dtype=torch.float64)
 
     def update(self, x: Tensor) -> None:
         """Add the values of ``x``.
@@ -37,20 +42,23 @@ class OctaveHistogram:
         Raises:
             ClipQError: if ``x`` holds NaN, infinity or a magnitude above ``2**EXPONENT_MAX``.
         """
-        magnitude = x.detach().float().abs().flatten()
-        # One below the bits of a power of two lies in the octave that the power closes.
-        octave = ((magnitude.view(torch.int32) - 1) >> 23) - 126 - fp.EXPONENT_MIN
-        if octave.numel() and int(octave.max()) >= _OCTAVES:
+        x = x.detach().float().flatten()
+        magnitude = x.abs()
+        # One below the bits of a boundary lies in the part that the boundary closes.
+        part = ((magnitude.view(torch.int32) - 1) >> _MANTISSA_BITS) - _PARTS * (
+            126 + fp.EXPONENT_MIN
+        )
+        if part.numel() and int(part.max()) >= _BINS:
             fp.check_finite(magnitude, self.name)
             fp.check_exponent(math.frexp(float(magnitude.max()))[1], self.name)
-        octave = octave.clamp_(min=0).long()
+        part = part.clamp_(min=0).long() + _BINS * (x < 0)
         if torch.are_deterministic_algorithms_enabled():
             # On a GPU bincount has no such form, and PyTorch would refuse it.
-            octave, magnitude = octave.cpu(), magnitude.cpu()
+            part, magnitude = part.cpu(), magnitude.cpu()
         values = magnitude.double()
         rows = (None, values, values * values)
-        table = [torch.bincount(octave, weights, minlength=_OCTAVES).double() for weights in rows]
-        self.table += torch.stack(table).cpu()
+        table = [torch.bincount(part, weights, minlength=2 * _BINS).double() for weights in rows]
+        self.table += torch.stack(table).cpu().view(3, 2, _BINS).transpose(0, 1)
 
     def all_reduce(self) -> None:
         """Sum the tables of all ranks, so that every rank chooses the same range."""
@@ -63,7 +71,23 @@ class OctaveHistogram:
     @property
     def count(self) -> int:
         """Number of values seen."""
-        return int(self.table[0].sum())
+        return int(self.table[:, 0].sum())
+
+    @property
+    def energy(self) -> float:
+        """Sum of the squares of all values."""
+        return float(self.table[:, 2].sum())
+
+    def reach(self) -> tuple[float, float]:
+        """Upper ends of the parts with the largest value and with the lowest, zero for none.
+
+        The second is the magnitude of a negative one.
+        """
+        ends = []
+        for counts in self.table[:, 0]:
+            parts = counts.nonzero()
+            ends.append(_end(int(parts[-1])) if len(parts) else 0.0)
+        return ends[0], ends[1]
 
     def percentile_exponent(self, percentile: float) -> int:
         """Smallest ``e`` such that ``percentile`` % of the values have ``|x| <= 2**e``.
@@ -77,20 +101,50 @@ class OctaveHistogram:
             raise ClipQError(f'{self.name}: found no values to take a range from, wanted a batch')
         # As the decimal that was written: 99.9 % of 1000 values are 999, not a little more.
         wanted = math.ceil(Fraction(str(percentile)) * self.count / 100)
-        reached = self.table[0].cumsum(0) >= wanted
+        octaves = self.table[:, 0].sum(0).view(_OCTAVES, _PARTS).sum(1)
+        reached = octaves.cumsum(0) >= wanted
         return fp.EXPONENT_MIN + int(reached.to(torch.uint8).argmax())
 
-    def squared_error(self, exponent: int, signed: bool = True) -> float:
+    def squared_error(self, exponent: int, signed: bool = True, offset: int = 0) -> float:
         """Sum of squared differences between the values and their codes' values.
 
-        Exact for values that round to zero or saturate at the largest code (a signed negative one
-        counts as if it did); the others count ``step**2 / 12`` each.
+        Exact for values that round to zero or saturate beyond the outermost codes; the others count
+        ``step**2 / 12`` each.
+
+        Args:
+            exponent: Of the range.
+            signed: Whether the codes are int8, else uint8.
+            offset: Code that stands for zero.
         """
         step = fp.step(exponent, signed)
-        limit = math.ldexp(1.0, exponent) - step
-        inside = exponent - fp.EXPONENT_MIN + 1
-        to_zero = max(0, fp.step_exponent(exponent, signed) - 1 - fp.EXPONENT_MIN + 1)
-        count, total, square = self.table
-        clipped = square[inside:] - 2 * limit * total[inside:] + limit * limit * count[inside:]
-        rounded = float(count[to_zero:inside].sum()) * step * step / 12
-        return float(clipped.sum()) + rounded + float(square[:to_zero].sum())
+        low, high = fp.code_range(signed)
+        to_zero = _parts_up_to(step / 2)
+        total = 0.0
+        # Codes beyond zero on each side; above, values up to one step more round to the last one.
+        for table, codes, more in zip(
+            self.table, (high - offset, offset - low), (1, 0), strict=True
+        ):
+            limit = codes * step
+            inside = _parts_up_to(limit + more * step)
+            count, first, second = table
+            clipped = second[inside:] - 2 * limit * first[inside:] + limit * limit * count[inside:]
+            zero = min(to_zero, inside)
+            total += float(clipped.sum()) + float(second[:zero].sum())
+            total += float(count[zero:inside].sum()) * step * step / 12
+        return total
+
+
+def _end(part: int) -> float:
+    """Upper end of the part of this number."""
+    octave, number = divmod(part, _PARTS)
+    return math.ldexp(1 + (number + 1) / _PARTS, fp.EXPONENT_MIN + octave - 1)
+
+
+def _parts_up_to(limit: float) -> int:
+    """How many parts lie at or below ``limit``, which is the end of one, or zero."""
+    if limit <= 0:
+        return 0
+    fraction, exponent = math.frexp(limit)  # limit = fraction * 2**exponent, fraction in [1/2, 1)
+    octave = exponent - fp.EXPONENT_MIN
+    number = math.floor((2 * fraction - 1) * _PARTS)
+    return min(max(octave * _PARTS + number, 0), _BINS)

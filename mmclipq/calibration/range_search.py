@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,23 +14,35 @@ from ..errors import ClipQError
 from .observer import OctaveHistogram
 
 METHODS = ('mse', 'max')
+OFFSETS = (8, 16, 32, 64)
+"""Codes that may stand for zero where a tensor reaches a little below it."""
 _SEARCHED_OCTAVES = 8
 
 
-def activation_exponent(
+class CodeRange(NamedTuple):
+    """What codes are: their range exponent, whether int8, and the code that stands for zero."""
+
+    exponent: int
+    signed: bool
+    offset: int = 0
+
+
+def activation_range(
     histograms: Sequence[OctaveHistogram],
     signed: bool,
     method: str = 'mse',
     upper: int | None = None,
-) -> int:
-    """Exponent for one tensor, or for several that must share one (a concatenation's inputs).
+    offsets: Sequence[int] = (),
+) -> CodeRange:
+    """Codes of one tensor, or of several that must share them (a concatenation's inputs).
 
     Args:
         histograms: Statistics of the tensors.
-        signed: Whether the codes are int8, else uint8.
-        method: ``'max'`` holds the largest value seen; ``'mse'`` minimises the squared error,
-            each tensor's weighed by its own energy so that a quiet one still counts.
+        signed: Whether values can be negative; if not, the codes are uint8 without an offset.
+        method: ``'max'`` holds every value seen with the smallest step; ``'mse'`` minimises the
+            squared error, each tensor's weighed by its own energy so that a quiet one still counts.
         upper: Clip exponent of the layers that read the tensor; never exceeded.
+        offsets: Codes of uint8 that may stand for zero, tried beside int8 where ``signed``.
 
     Raises:
         ClipQError: if the method is unknown or nothing was observed.
@@ -36,17 +50,49 @@ def activation_exponent(
     if method not in METHODS:
         raise ClipQError(f'found calibration method {method!r}, wanted one of {METHODS}')
     top = max(histogram.percentile_exponent(100) for histogram in histograms)
-    top = top if upper is None else min(top, upper)
+    limit = fp.EXPONENT_MAX if upper is None else upper
+    kinds = [(signed, 0), *((False, offset) for offset in offsets if signed)]
     if method == 'max':
-        return top
-    energies = [max(float(histogram.table[2].sum()), 1e-300) for histogram in histograms]
+        above, below = (max(ends) for ends in zip(*(h.reach() for h in histograms), strict=True))
+        held = (_holding(above, below, *kind) for kind in kinds)
+        found = [range_ for range_ in held if range_ is not None and range_.exponent <= limit]
+        return min(found, key=_step, default=CodeRange(min(top, limit), signed))
+    energies = [max(histogram.energy, 1e-300) for histogram in histograms]
 
-    def error(exponent: int) -> float:
-        errors = (histogram.squared_error(exponent, signed) for histogram in histograms)
+    def error(range_: CodeRange) -> float:
+        errors = (histogram.squared_error(*range_) for histogram in histograms)
         return sum(error / energy for error, energy in zip(errors, energies, strict=True))
 
-    lowest = max(fp.EXPONENT_MIN, top - _SEARCHED_OCTAVES)
-    return min(range(top, lowest - 1, -1), key=error)
+    tried = [
+        CodeRange(exponent, *kind)
+        for kind in kinds
+        # An offset takes a part of the range away above, which one octave more gives back.
+        for exponent in range(
+            min(top + bool(kind[1]), limit),
+            max(fp.EXPONENT_MIN, min(top, limit) - _SEARCHED_OCTAVES) - 1,
+            -1,
+        )
+    ]
+    return min(tried, key=error)
+
+
+def _step(range_: CodeRange) -> float:
+    return fp.step(range_.exponent, range_.signed)
+
+
+def _holding(above: float, below: float, signed: bool, offset: int) -> CodeRange | None:
+    """The smallest range of this kind with values from ``-below`` to ``above``; None if none has.
+
+    A value of up to one step beyond the largest code counts as held.
+    """
+    if not signed and not offset and below > 0:
+        return None
+    codes = 128 if signed else 256
+    shares = ((codes - offset) / codes, 1.0 if signed else offset / codes)
+    needed = above / shares[0], below / shares[1] if below > 0 else 0.0
+    if max(needed) > math.ldexp(1.0, fp.EXPONENT_MAX):
+        return None
+    return CodeRange(fp.holding_exponent(max(needed)), signed, offset)
 
 
 def weight_exponents(weight: Tensor, upper: int | None, name: str = 'weight') -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +16,10 @@ from ..errors import ClipQError
 from ..graph import ir, islands
 from . import patterns
 from .capture import CaptureError, evaluating
-from .plan import PRODUCTS, Plan, Unit, make_plan
+from .plan import NORMS, PRODUCTS, Plan, Unit, make_plan
 from .ranges import Recorder, choose_types
+
+_ELEMENTWISE = {'add': ir.Add, 'mul': ir.Mul, 'activation': ir.Activate, 'avg_pool': ir.AvgPool}
 
 
 @dataclass
@@ -53,7 +56,7 @@ class _Emitter:
             name = self.emit(ir.Quantize(f'{unit.path}.codes', kind, unit.path))
         if bound is None or bound >= kind.exponent:
             return name
-        clipped = ir.TensorType(bound, kind.signed)
+        clipped = _bounded(kind, bound)
         return self.emit(ir.Requantize(f'{unit.path}.clip{bound}', clipped, name))
 
     def values(self, unit: Unit) -> str:
@@ -70,9 +73,12 @@ class _Emitter:
                 self.emit(self.float_call(unit))
             elif unit.kind in PRODUCTS:
                 self.emit(self.product(unit))
-            elif unit.kind == 'add':
+            elif unit.kind in _ELEMENTWISE:
                 codes = [self.codes(operand) for operand in unit.operands]
-                self.emit(ir.Add(unit.path, self.types[unit], *codes, **unit.options))
+                make = _ELEMENTWISE[unit.kind]
+                self.emit(make(unit.path, self.types[unit], *codes, **unit.options))
+            elif unit.kind in NORMS:
+                self.emit(self.norm(unit))
             elif unit.kind == 'concat':
                 codes = tuple(self.codes(operand) for operand in unit.operands)
                 self.emit(ir.Concat(unit.path, self.types[unit], codes))
@@ -111,7 +117,7 @@ class _Emitter:
             exponents = weight_exponents(weight, layer.weight_exponent, weight_key)
             self.constants[exponents_key] = exponents
             self.constants[weight_key] = fp.encode(weight, exponents, axis=0)
-        scale, shift = fold_norm(layer, unit.norm)
+        scale, shift = (value * unit.scale for value in fold_norm(layer, unit.norm))
         x = self.codes(unit.operands[0], layer.input_exponent)
         x_type = next(node.type for node in reversed(self.nodes) if node.name == x)
         exponents = fp.step_exponent(self.constants[exponents_key]) + x_type.step_exponent
@@ -135,6 +141,35 @@ class _Emitter:
             dilation=tuple(layer.dilation),
             groups=layer.groups,
         )
+
+    def norm(self, unit: Unit) -> ir.Affine | ir.Normalize:
+        """The node of a norm that is fused to no product."""
+        norm, x = unit.norm, self.codes(unit.operands[0])
+        if unit.kind == 'affine':
+            scale, shift = norm_factors(norm)
+            step = math.ldexp(1.0, self.types[unit.operands[0]].step_exponent)
+            keys = {'multiplier': f'{unit.path}.multiplier', 'bias': f'{unit.path}.bias'}
+            values = (scale * step).float(), shift.float()
+        else:
+            path = unit.start.target
+            keys = {'weight': f'{path}.weight', 'bias': f'{path}.bias'}
+            channels = norm.num_channels if unit.kind == 'group_norm' else norm.normalized_shape[0]
+            given = norm.weight, norm.bias
+            values = tuple(
+                torch.full((channels,), 1.0 - index) if value is None else value.detach().cpu()
+                for index, value in enumerate(given)
+            )
+        for key, value in zip(keys.values(), values, strict=True):
+            fp.check_finite(value, key)
+            self.constants[key] = value.float()
+        options = {**keys, **unit.options}
+        if unit.kind == 'affine':
+            return ir.Affine(unit.path, self.type(unit), x, **options)
+        options['eps'] = float(norm.eps)
+        if unit.kind == 'group_norm':
+            options['groups'] = norm.num_groups
+            return ir.GroupNorm(unit.path, self.type(unit), x, **options)
+        return ir.LayerNorm(unit.path, self.type(unit), x, **options)
 
     def float_call(self, unit: Unit) -> ir.FloatCall:
         node = unit.node
@@ -186,6 +221,14 @@ class _Emitter:
         return tree
 
 
+def _bounded(kind: ir.TensorType, bound: int) -> ir.TensorType:
+    """Type of codes of ``kind`` clipped to the smaller range of ``bound``, as far below zero."""
+    offset = kind.offset << (kind.exponent - bound)
+    if offset <= max(ir.OFFSETS):
+        return ir.TensorType(bound, kind.signed, offset)
+    return ir.TensorType(bound, True)
+
+
 def fold_norm(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
     """Scale and shift, float64 ``(channels,)``, that follow the product in evaluation mode.
 
@@ -198,10 +241,16 @@ def fold_norm(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor]
         shift = bias.detach().double().cpu()
     if norm is None:
         return torch.ones(channels, dtype=torch.float64), shift
+    scale, added = norm_factors(norm)
+    return scale, shift * scale + added
+
+
+def norm_factors(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Scale and shift, float64 ``(channels,)``, of a batch norm in evaluation mode."""
     scale = 1 / torch.sqrt(norm.running_var.double().cpu() + norm.eps)
     if norm.affine:
         scale = scale * norm.weight.detach().double().cpu()
-    shift = (shift - norm.running_mean.double().cpu()) * scale
+    shift = -norm.running_mean.double().cpu() * scale
     if norm.affine:
         shift = shift + norm.bias.detach().double().cpu()
     return scale, shift
@@ -241,13 +290,18 @@ class Lowering:
             return self._recorder.run(*inputs)
 
     def finish(
-        self, method: str = 'mse', input_types: Sequence[ir.TensorType] = ()
+        self,
+        method: str = 'mse',
+        input_types: Sequence[ir.TensorType] = (),
+        offsets: bool = True,
     ) -> ir.Int8Graph:
         """The integer graph.
 
         Args:
             method: How activation ranges are chosen, ``'mse'`` or ``'max'``.
             input_types: Types of the first inputs, where they arrive as codes.
+            offsets: Whether uint8 codes may have an offset; without, as the paper has it, tensors
+                that can be negative are int8.
 
         Raises:
             CaptureError: naming the step that can be neither int8 nor a float island.
@@ -258,7 +312,7 @@ class Lowering:
         if not self._recorder.batches:
             missing = 'regions' if input_types else 'images'
             raise ClipQError(f'calibration: found no {missing}, wanted at least one batch')
-        types = choose_types(self.plan, self._recorder.histograms, method, given)
+        types = choose_types(self.plan, self._recorder.histograms, method, given, offsets)
         return _Emitter(self.module, self.plan, types, given).run()
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from mmcv.cnn import Scale
 from mmcv.ops import RoIAlign
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from torch import fx, nn
@@ -14,8 +15,10 @@ from torch.nn import functional as F
 
 from ..graph.islands import FUNCTION_NAMES, SHAPE_ATTRIBUTES
 from ..layers import ClipConv, ClipLinear
+from . import activations
 
 _ADDS = {operator.add, operator.iadd, torch.add}
+_MULS = {operator.mul, operator.imul, torch.mul}
 _CONCATS = {torch.cat, torch.concat}
 _NON_NEGATIVE = {
     torch.sigmoid, F.sigmoid, torch.softmax, F.softmax, torch.exp, torch.relu, F.relu, F.relu6,
@@ -29,11 +32,12 @@ class Op:
     """One fx node in the graph's terms.
 
     Attributes:
-        kind: ``conv``, ``linear``, ``norm``, ``activation``, ``add``, ``concat``, ``max_pool``,
-            ``upsample``, ``flatten``, ``roi_align``, ``identity`` or ``float``.
+        kind: ``conv``, ``linear``, ``norm``, ``scale``, ``activation``, ``add``, ``mul``,
+            ``group_norm``, ``layer_norm``, ``avg_pool``, ``concat``, ``max_pool``, ``upsample``,
+            ``flatten``, ``roi_align``, ``identity`` or ``float``.
         operands: The fx nodes read as codes, then those that an upsampling or RoIAlign reads beside
             them.
-        module: The layer, for ``conv``, ``linear`` and ``norm``.
+        module: The layer, for products and norms.
         options: Arguments for the graph's node, or ``reason`` for ``float``.
     """
 
@@ -78,16 +82,22 @@ def _read_module(node: fx.Node, module: nn.Module) -> Op:
         return _op('float', reason=f'{name} is skipped or computes more than a plain layer')
     if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)) and module.track_running_stats:
         return _op('norm', x, module=module)
-    if isinstance(module, nn.LeakyReLU):
-        return _op('activation', x, activation='leaky_relu', slope=module.negative_slope)
-    if isinstance(module, nn.ReLU6):
-        return _op('activation', x, activation='relu6')
-    if isinstance(module, nn.ReLU):
-        return _op('activation', x, activation='relu')
+    if type(module) is Scale:
+        return _op('scale', x, factor=float(module.scale.detach()))
+    if isinstance(module, nn.GroupNorm):
+        return _op('group_norm', x, module=module)
+    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
+        return _op('layer_norm', x, module=module)
+    if (activation := activations.of_module(module)) is not None:
+        return _op('activation', x, **activation)
     if isinstance(module, (nn.Identity, nn.Dropout, nn.Dropout2d)):
         return _op('identity', x)
     if isinstance(module, nn.MaxPool2d) and not module.return_indices:
         return _read_max_pool(x, vars(module))
+    if type(module) is nn.AvgPool2d and module.divisor_override is None:
+        return _read_avg_pool(x, vars(module))
+    if isinstance(module, nn.AdaptiveAvgPool2d) and _pair(module.output_size) == (1, 1):
+        return _op('avg_pool', x)
     if isinstance(module, nn.Upsample):
         return _read_upsample(x, module.size, module.scale_factor, module.mode)
     if type(module) is SingleRoIExtractor and len(node.args) == 2 and not node.kwargs:
@@ -130,6 +140,34 @@ def _read_max_pool(x: fx.Node, options: dict[str, Any]) -> Op:
     )
 
 
+def _read_avg_pool(x: fx.Node, options: dict[str, Any]) -> Op:
+    return _op(
+        'avg_pool',
+        x,
+        kernel=_pair(options['kernel_size']),
+        stride=_pair(options['stride'] or options['kernel_size']),
+        padding=_pair(options['padding']),
+        ceil_mode=bool(options['ceil_mode']),
+        count_padding=bool(options['count_include_pad']),
+    )
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a traced value is a number, such as a size, and no tensor."""
+    if not isinstance(value, fx.Node):
+        return not isinstance(value, (tuple, list)) or all(_is_number(item) for item in value)
+    if value.target in ('size', 'dim', 'numel'):
+        return True
+    if value.target is getattr:
+        return value.args[1] in SHAPE_ATTRIBUTES
+    inputs = value.all_input_nodes
+    return value.op == 'call_function' and bool(inputs) and all(map(_is_number, inputs))
+
+
+def _are_tensors(args: tuple[Any, ...]) -> bool:
+    return len(args) == 2 and all(isinstance(a, fx.Node) and not _is_number(a) for a in args)
+
+
 def _size_of(size: Any) -> fx.Node | None:
     """The tensor ``t`` if ``size`` is ``t.shape[2:]`` in one of its spellings, else None."""
 
@@ -160,20 +198,23 @@ def _read_upsample(x: fx.Node, size: Any, scale: Any, mode: str) -> Op:
     return _op('upsample', x, like, scale=None)
 
 
+def _averages_images(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether ``mean`` runs over rows and columns and keeps both axes."""
+    options = {**dict(zip(('dim', 'keepdim'), args, strict=False)), **kwargs}
+    dims = options.get('dim')
+    images = isinstance(dims, (tuple, list)) and sorted(dims) in ([2, 3], [-2, -1])
+    return images and options.get('keepdim') is True and set(options) == {'dim', 'keepdim'}
+
+
 def _read_call(node: fx.Node) -> Op:
     target, args, kwargs = node.target, node.args, dict(node.kwargs)
     x = args[0] if args else None
-    if target in _ADDS or target in ('add', 'add_'):
-        tensors = all(isinstance(arg, fx.Node) for arg in args)
-        if len(args) == 2 and tensors and not kwargs:
-            return _op('add', *args)
-    if target in (F.relu, torch.relu, 'relu', 'relu_'):
-        return _op('activation', x, activation='relu')
-    if target is F.relu6:
-        return _op('activation', x, activation='relu6')
-    if target is F.leaky_relu:
-        slope = kwargs.get('negative_slope', args[1] if len(args) > 1 else 0.01)
-        return _op('activation', x, activation='leaky_relu', slope=slope)
+    if (target in _ADDS or target in ('add', 'add_')) and _are_tensors(args) and not kwargs:
+        return _op('add', *args)
+    if (target in _MULS or target in ('mul', 'mul_')) and _are_tensors(args) and not kwargs:
+        return _op('mul', *args)
+    if (activation := activations.of_call(node)) is not None:
+        return _op('activation', x, **activation)
     if target in _CONCATS:
         dim = kwargs.get('dim', args[1] if len(args) > 1 else 0)
         if dim == 1 and isinstance(x, (tuple, list)):
@@ -193,6 +234,18 @@ def _read_call(node: fx.Node) -> Op:
         options = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
         if not options.get('return_indices'):
             return _read_max_pool(options['input'], options)
+    if target is F.avg_pool2d:
+        names = ('input', 'kernel_size', 'stride', 'padding', 'ceil_mode', 'count_include_pad')
+        defaults = {'stride': None, 'padding': 0, 'ceil_mode': False, 'count_include_pad': True}
+        options = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+        if options.get('divisor_override') is None and len(args) <= len(names):
+            return _read_avg_pool(options['input'], options)
+    if target is F.adaptive_avg_pool2d:
+        size = kwargs.get('output_size', args[1] if len(args) > 1 else None)
+        if size in (1, (1, 1), [1, 1]):
+            return _op('avg_pool', x)
+    if target in (torch.mean, 'mean') and _averages_images(args[1:], kwargs):
+        return _op('avg_pool', x)
     if target in (torch.flatten, 'flatten') and args[1:] == (1,) and not kwargs:
         return _op('flatten', x)
     if target == 'contiguous':

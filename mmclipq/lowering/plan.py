@@ -14,8 +14,13 @@ from torch import fx, nn
 
 from ..layers import ClipMixin
 from . import patterns
+from .activations import NON_NEGATIVE
 
 PRODUCTS = ('conv', 'linear')
+NORMS = ('affine', 'group_norm', 'layer_norm')
+"""Units that read codes and may give codes or float32."""
+ACTIVATED = ('add', 'mul', *NORMS)
+"""Units that stand alone and into which an activation behind them fuses."""
 SAME_TYPE = ('concat', 'flatten', 'max_pool', 'upsample')
 """Units whose result has the codes of their operands, so that all share one range."""
 
@@ -25,14 +30,16 @@ class Unit:
     """One node of the integer graph to be.
 
     Attributes:
-        kind: ``input``, ``conv``, ``linear``, ``add``, ``concat``, ``max_pool``, ``upsample``,
-            ``flatten``, ``roi_align`` or ``float``.
+        kind: ``input``, ``conv``, ``linear``, ``add``, ``mul``, ``activation``, ``affine`` (a batch
+            norm alone), ``group_norm``, ``layer_norm``, ``avg_pool``, ``concat``, ``max_pool``,
+            ``upsample``, ``flatten``, ``roi_align`` or ``float``.
         node: The fx node that computes the unit's result (the last one fused).
         start: The first one; the same where nothing is fused.
         operands: Units read; for a product the input first, then the residual if there is one.
         beside: Unit read otherwise: whose size an upsampling takes, or the regions of RoIAlign.
         path: Layer path of a product, else the fx name.
-        layer, norm: The clipped layer and the batch norm fused into it.
+        layer, norm: The clipped layer and the batch norm fused into it, or a norm alone.
+        scale: Learned factor of the result, behind the norm.
         options: Fields of the graph's node; ``reason`` for a float step.
         non_negative: Whether no value can be below zero.
         wants_codes: Whether anything reads the result as codes.
@@ -46,6 +53,7 @@ class Unit:
     path: str = ''
     layer: ClipMixin | None = None
     norm: nn.Module | None = None
+    scale: float = 1.0
     options: dict[str, Any] = field(default_factory=dict)
     non_negative: bool = False
     wants_codes: bool = False
@@ -114,7 +122,11 @@ class _Planner:
             if after.kind == 'identity':
                 pass
             elif after.kind == 'norm' and unit.norm is None and not activated and residual is None:
+                if unit.scale != 1:
+                    break
                 unit.norm = after.module
+            elif after.kind == 'scale' and not activated and residual is None:
+                unit.scale *= dict(after.options)['factor']
             elif after.kind == 'activation' and not activated:
                 unit.options.update(after.options)
             elif after.kind == 'add' and residual is None and op.kind == 'conv':
@@ -133,16 +145,17 @@ class _Planner:
         return unit
 
     def stand_alone(self, node: fx.Node) -> Unit:
-        """The unit of an addition, concatenation, pooling, upsampling, flattening or RoIAlign."""
+        """The unit of anything on codes that is no product."""
         op = self.ops[node]
-        unit = Unit(op.kind, node, list(op.operands), path=self.unique(node.name))
+        kind = 'affine' if op.kind == 'norm' else op.kind
+        unit = Unit(kind, node, list(op.operands), path=self.unique(node.name), norm=op.module)
         unit.options = dict(op.options)
         if op.kind == 'roi_align' or op.kind == 'upsample' and len(op.operands) == 2:
             unit.beside = unit.operands.pop()
         user = self.only_user(node)
-        if op.kind == 'add' and user is not None and self.ops[user].kind == 'activation':
+        if kind in ACTIVATED and user is not None and self.ops[user].kind == 'activation':
             self.covered.add(user)
-            unit.options = dict(self.ops[user].options)
+            unit.options |= dict(self.ops[user].options)
             unit.node = user
         return unit
 
@@ -158,7 +171,7 @@ class _Planner:
                 unit = Unit('input', node, path=self.unique(node.name))
             elif op.kind in PRODUCTS:
                 unit = self.product(node)
-            elif op.kind in ('norm', 'activation'):
+            elif op.kind == 'scale':
                 unit = self.float_unit(node, f'{node.name} follows no convolution that it fuses to')
             elif op.kind == 'float':
                 unit = self.float_unit(node, dict(op.options)['reason'])
@@ -189,7 +202,8 @@ class _Planner:
     def mark(self, units: list[Unit]) -> None:
         """Find who wants codes, turn the rest into float steps, then find the signs."""
         for unit in reversed(list(units)):
-            if unit.kind in ('add', 'roi_align', *SAME_TYPE) and not unit.wants_codes:
+            stays = unit.kind in ('input', 'float', *PRODUCTS, *NORMS)
+            if not stays and not unit.wants_codes:
                 self.make_float(unit, units)
             for operand in unit.operands:
                 operand.wants_codes = True
@@ -238,10 +252,10 @@ class _Planner:
             return self.non_negative_input
         if unit.kind == 'float':
             return patterns.is_non_negative(unit.node, self.modules)
-        if unit.kind in ('roi_align', *SAME_TYPE):
+        if unit.kind in ('avg_pool', 'roi_align', *SAME_TYPE):
             return all(operand.non_negative for operand in unit.operands)
-        rectified = unit.options.get('activation') in ('relu', 'relu6')
-        if unit.kind == 'add':
+        rectified = unit.options.get('activation') in NON_NEGATIVE
+        if unit.kind in ('add', 'mul'):
             return rectified or all(operand.non_negative for operand in unit.operands)
         if len(unit.operands) == 2 and unit.options['residual_last']:
             return rectified and unit.operands[1].non_negative

@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx
 
 from ..calibration.observer import OctaveHistogram
-from ..calibration.range_search import activation_exponent
+from ..calibration.range_search import OFFSETS, activation_range
 from ..graph.nodes import TensorType
 from .plan import PRODUCTS, Plan, Unit, tied_groups
 
@@ -47,6 +47,7 @@ def choose_types(
     histograms: Mapping[Unit, OctaveHistogram],
     method: str,
     given: Mapping[Unit, TensorType],
+    offsets: bool = True,
 ) -> dict[Unit, TensorType]:
     """Range and sign of every tensor that becomes codes.
 
@@ -59,9 +60,14 @@ def choose_types(
         histograms: Statistics by unit.
         method: ``'mse'`` or ``'max'``.
         given: Inputs whose codes come from outside.
+        offsets: Whether tensors that reach a little below zero may be uint8 with an offset.
     """
     users = plan.users()
     types = dict(given)
+    sampled = {
+        operand for unit in plan.units if unit.kind == 'roi_align' for operand in unit.operands
+    }
+    sampled |= set(plan.levels)
     for group in tied_groups(plan):
         if any(unit in given for unit in group):
             types.update(dict.fromkeys(group, next(given[u] for u in group if u in given)))
@@ -74,8 +80,10 @@ def choose_types(
                 bounds.append(None)
         upper = None if not bounds or None in bounds else max(bounds)
         members = [histograms[unit] for unit in group]
-        exponent = activation_exponent(members, signed, method, upper)
-        types.update(dict.fromkeys(group, TensorType(exponent, signed)))
+        # RoIAlign reads zeros outside of a level, and its levels leave the graph as bare codes.
+        tried = OFFSETS if offsets and sampled.isdisjoint(group) else ()
+        found = activation_range(members, signed, method, upper, tried)
+        types.update(dict.fromkeys(group, TensorType(*found)))
     return types
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conformance_base import S8, U8, kind_of
+from conformance_forms import FormConformance
 from conformance_products import ProductConformance
 from conformance_regions import RegionConformance
 from oracle import expected_activation, expected_codes, limits, random_codes, step_of
@@ -16,7 +17,7 @@ from mmclipq.backends import build_backend
 from mmclipq.graph import ir
 
 
-class BackendConformance(ProductConformance, RegionConformance):
+class BackendConformance(ProductConformance, RegionConformance, FormConformance):
     """Subclass it, set ``backend``, and every case runs on that backend."""
 
     @pytest.mark.parametrize('kind', [(True, 0), (True, -5), (True, 9), (False, 2), (False, -7)])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from oracle import step_of
+from oracle import values_of
 
 from mmclipq.backends import build_backend
 from mmclipq.graph import ir
@@ -10,9 +10,10 @@ from mmclipq.graph import ir
 S8, U8 = (True, 0), (False, 0)
 
 
-def kind_of(signed_and_exponent):
-    signed, exponent = signed_and_exponent
-    return ir.TensorType(exponent, signed)
+def kind_of(signed_exponent_offset):
+    """Type of ``(signed, exponent)`` or ``(signed, exponent, offset)``."""
+    signed, exponent, *offset = signed_exponent_offset
+    return ir.TensorType(exponent, signed, *offset)
 
 
 class ConformanceBase:
@@ -20,6 +21,9 @@ class ConformanceBase:
 
     backend: str
     device = 'cpu'
+
+    def build(self, graph):
+        return build_backend(self.backend, graph, None, self.device)
 
     def execute(self, nodes, constants, codes):
         """Run ``nodes`` on input ``codes`` (numpy, by tensor type); returns codes and result.
@@ -29,14 +33,14 @@ class ConformanceBase:
         graph_nodes, inputs = [], []
         for name, (kind, values) in codes.items():
             graph_nodes += [ir.Input(f'{name}.in', ir.FLOAT), ir.Quantize(name, kind, f'{name}.in')]
-            inputs.append(torch.from_numpy(values.astype(np.float32) * step_of(kind)))
+            inputs.append(torch.from_numpy(values_of(values, kind)))
         graph_nodes += nodes
         last = graph_nodes[-1]
         if last.type.is_codes:
             graph_nodes.append(ir.Dequantize('result', ir.FLOAT, last.name))
         outputs = {'result': ir.Ref(graph_nodes[-1].name)}
         graph = ir.Int8Graph(tuple(graph_nodes), outputs, constants)
-        backend = build_backend(self.backend, graph, None, self.device)
+        backend = self.build(graph)
         found = backend.codes(*inputs)
         for name, (kind, values) in codes.items():
             self.check_codes(found[name], values, kind)
@@ -54,7 +58,7 @@ class ConformanceBase:
             assert torch.equal(result, torch.from_numpy(np.ascontiguousarray(expected)))
             return
         self.check_codes(found[node.name], expected, node.type)
-        values = expected.astype(np.float32) * step_of(node.type)
+        values = values_of(expected, node.type)
         assert torch.equal(result, torch.from_numpy(np.ascontiguousarray(values)))
 
     def constants(self, w, m, b):

@@ -10,7 +10,7 @@ from oracle import (
     limits,
     random_codes,
     spread,
-    step_of,
+    values_of,
 )
 
 from mmclipq.graph import ir
@@ -36,16 +36,16 @@ class ProductConformance(ConformanceBase):
         codes = {'x': (x_kind, x)}
         if len(weight_shape) == 4:
             options = dict(stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1) | geometry
-            acc, kind = expected_conv_sum(x, w, **options), ir.Conv
+            acc, kind = expected_conv_sum(x - x_kind.offset, w, **options), ir.Conv
         else:
-            acc, kind, options = np.einsum('nc,kc->nk', x, w), ir.Linear, {}
+            acc, kind, options = np.einsum('nc,kc->nk', x - x_kind.offset, w), ir.Linear, {}
         m, b = spread(acc, out if out.is_codes else ir.TensorType(0), seed + 2)
         values = None
         if residual is not None:
             r_kind = kind_of(residual)
             r = random_codes(acc.shape, r_kind.signed, seed + 3)
             codes['r'] = (r_kind, r)
-            values = r.astype(np.float32) * step_of(r_kind)
+            values = values_of(r, r_kind)
         v = expected_epilogue(acc, m, b, activation, slope, values, residual_last)
         expected = expected_codes(v, out) if out.is_codes else v
         if residual is not None:

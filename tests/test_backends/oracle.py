@@ -1,12 +1,13 @@
 """The integer arithmetic once more, written with numpy alone: what backends are compared with.
 
 Products are added in int64; the epilogue runs step by step in float32, where nothing is fused.
-A type is anything with an ``exponent`` and ``signed``.
+A type is anything with an ``exponent``, ``signed`` and an ``offset``.
 """
 
 import itertools
 
 import numpy as np
+from oracle_smooth import smooth_activation
 
 
 def limits(signed):
@@ -27,9 +28,14 @@ def random_codes(shape, signed, seed):
 
 
 def expected_codes(v, kind):
-    """Float32 values to codes: scaled by a power of two, half to even, saturated."""
-    scaled = np.rint(v.astype(np.float32) / step_of(kind))
+    """Float32 values to codes: scaled by a power of two, half to even, offset, saturated."""
+    scaled = np.rint(v.astype(np.float32) / step_of(kind)) + np.float32(kind.offset)
     return np.clip(scaled, *limits(kind.signed)).astype(np.int64)
+
+
+def values_of(codes, kind):
+    """Float32 values that codes stand for."""
+    return (codes - kind.offset).astype(np.float32) * step_of(kind)
 
 
 def expected_conv_sum(x, w, stride, padding, dilation, groups):
@@ -56,7 +62,9 @@ def expected_activation(v, activation, slope):
         return np.clip(v, np.float32(0), np.float32(6))
     if activation == 'leaky_relu':
         return np.where(v > 0, v, v * np.float32(slope))
-    return v
+    if activation == 'identity':
+        return v
+    return smooth_activation(v, activation, slope)
 
 
 def expected_epilogue(acc, m, b, activation, slope, residual=None, residual_last=False):
