@@ -1,6 +1,7 @@
 """OctaveHistogram against brute force on the values that it does not keep."""
 
 import math
+from bisect import bisect_left
 from fractions import Fraction
 
 import pytest
@@ -20,18 +21,23 @@ def seen(*batches, name: str = 'tensor') -> OctaveHistogram:
     return histogram
 
 
+PARTS = 32
+ENDS = [2.0 ** (e - 1) * (1 + part / PARTS) for e in OCTAVES for part in range(1, PARTS + 1)]
+
+
 def brute_table(values: list[float]) -> torch.Tensor:
-    """Sorts each value by comparison with the powers of two themselves."""
-    table = torch.zeros(3, len(OCTAVES), dtype=torch.float64)
-    for value in map(abs, values):
-        column = next(i for i, e in enumerate(OCTAVES) if value <= 2.0**e)
-        table[:, column] += torch.tensor([1, value, value * value], dtype=torch.float64)
+    """Sorts each value by comparison with the ends of the parts themselves."""
+    table = torch.zeros(2, 3, len(ENDS), dtype=torch.float64)
+    for value in values:
+        size = abs(value)
+        column = bisect_left(ENDS, size)
+        table[int(value < 0), :, column] += torch.tensor([1, size, size * size]).double()
     return table
 
 
 def hurting_values() -> torch.Tensor:
-    """Every power of two with both neighbours, zeros, subnormals, both signs."""
-    powers = torch.tensor([2.0**e for e in OCTAVES])
+    """Every end of a part with both neighbours, zeros, subnormals, both signs."""
+    powers = torch.tensor(ENDS)
     below = torch.nextafter(powers, torch.tensor(0.0))
     above = torch.nextafter(powers[:-1], torch.tensor(math.inf))
     small = torch.tensor([0.0, -0.0, 1e-45, 1e-39, 2.0**-60])
@@ -39,9 +45,9 @@ def hurting_values() -> torch.Tensor:
     return torch.cat([values, -values])
 
 
-def brute_error(x: torch.Tensor, exponent: int, signed: bool = True) -> float:
+def brute_error(x: torch.Tensor, exponent: int, signed: bool = True, offset: int = 0) -> float:
     x = x.double()
-    return float((fp.quantize(x, exponent, signed) - x).square().sum())
+    return float((fp.quantize(x, exponent, signed, offset=offset) - x).square().sum())
 
 
 def test_table_equals_brute_force_at_every_octave_boundary():
@@ -134,15 +140,22 @@ def test_percentiles_outside_0_to_100_are_refused(bad):
         seen([1.0]).percentile_exponent(bad)
 
 
-@pytest.mark.parametrize('signed', [True, False], ids=['int8', 'uint8'])
+KINDS = pytest.mark.parametrize(
+    ('signed', 'offset'), [(True, 0), (False, 0), (False, 8), (False, 16), (False, 32), (False, 64)]
+)
+
+
+@KINDS
 @pytest.mark.parametrize('exponent', [-20, -3, 0, 3, 20])
-def test_squared_error_is_exact_where_values_saturate_or_vanish(exponent, signed):
+def test_squared_error_is_exact_where_values_saturate_or_vanish(exponent, signed, offset):
     step = fp.step(exponent, signed)
-    beyond = torch.tensor([1.5, 2.0, 2.5, 1000.0]) * 2.0**exponent
+    beyond = torch.tensor([1.5, 2.0, 2.5, 1000.0, -1.25, -2.0, -600.0]) * 2.0**exponent
     vanishing = torch.tensor([0.5, 0.25, 0.375, 2.0**-10, 0.0]) * step
-    for x in (beyond, vanishing, torch.cat([beyond, vanishing])):
-        assert seen(x).squared_error(exponent, signed) == brute_error(x, exponent, signed)
-    assert brute_error(vanishing, exponent, signed) == float(vanishing.double().square().sum())
+    for x in (beyond, vanishing, torch.cat([beyond, vanishing, -vanishing])):
+        wanted = brute_error(x, exponent, signed, offset)
+        assert seen(x).squared_error(exponent, signed, offset) == wanted
+    wanted = float(vanishing.double().square().sum())
+    assert brute_error(vanishing, exponent, signed, offset) == wanted
 
 
 def test_a_value_above_half_a_step_no_longer_vanishes():
@@ -151,21 +164,32 @@ def test_a_value_above_half_a_step_no_longer_vanishes():
     assert seen([step / 2 * 1.01]).squared_error(3) == step**2 / 12
 
 
-def test_negative_saturated_values_count_as_if_the_range_ended_one_step_earlier():
+def test_the_lowest_code_has_no_step_more():
     assert brute_error(torch.tensor([-10.0]), 3) == 2.0**2
-    assert seen([-10.0]).squared_error(3) == (2 + fp.step(3)) ** 2
+    assert seen([-10.0]).squared_error(3) == 2.0**2
 
 
-@pytest.mark.parametrize('signed', [True, False], ids=['int8', 'uint8'])
+def test_values_below_zero_are_lost_without_sign_or_offset():
+    assert seen([-0.5, 1.0]).squared_error(3, False) == 0.5**2 + fp.step(3, False) ** 2 / 12
+
+
+def test_reach_names_both_ends():
+    assert seen([3.0, -0.25, 0.0]).reach() == (3.0, 0.25)
+    assert seen([1.01]).reach() == (1 + 1 / 32, 0.0)
+
+
+@KINDS
 @pytest.mark.parametrize('exponent', range(-6, 4))
 @pytest.mark.parametrize('kind', ['normal', 'exponential', 'uniform'])
-def test_squared_error_is_within_three_percent_of_the_real_one(kind, exponent, signed):
+def test_squared_error_is_within_three_percent_of_the_real_one(kind, exponent, signed, offset):
     generator = torch.Generator().manual_seed(0)
     x = torch.empty(50_000)
     getattr(x, {'normal': 'normal_', 'uniform': 'uniform_'}.get(kind, 'exponential_'))(
         generator=generator
     )
     x = x.abs()
-    real = brute_error(x, exponent, signed)
+    if offset or signed:
+        x[::3] *= -0.2
+    real = brute_error(x, exponent, signed, offset)
     # Uniform values up to the limit reach 2.7 %: those above the largest code saturate.
-    assert abs(seen(x).squared_error(exponent, signed) - real) <= 0.03 * real
+    assert abs(seen(x).squared_error(exponent, signed, offset) - real) <= 0.03 * real

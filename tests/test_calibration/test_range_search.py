@@ -7,7 +7,7 @@ import torch
 
 from mmclipq import fixed_point as fp
 from mmclipq.calibration.observer import OctaveHistogram
-from mmclipq.calibration.range_search import activation_exponent, weight_exponents
+from mmclipq.calibration.range_search import OFFSETS, activation_range, weight_exponents
 from mmclipq.errors import ClipQError
 
 ALL = range(fp.EXPONENT_MIN, fp.EXPONENT_MAX + 1)
@@ -41,24 +41,24 @@ def test_mse_finds_the_exponent_of_least_real_error(scale, signed):
     x = with_outlier(5_000, scale)
     errors = real_errors(x[None], ALL, signed)[:, 0]
     best = ALL[int(errors.argmin())]
-    assert activation_exponent([seen(x)], signed) == best
-    assert best < activation_exponent([seen(x)], signed, 'max')
+    assert activation_range([seen(x)], signed) == (best, signed, 0)
+    assert best < activation_range([seen(x)], signed, 'max').exponent
 
 
 @SIGNED
 @pytest.mark.parametrize(('largest', 'exponent'), [(8.0, 3), (8.001, 4), (7.9, 3), (0.01, -6)])
 def test_max_holds_the_largest_value(largest, exponent, signed):
     x = torch.tensor([0.0, largest / 1000, largest])
-    assert activation_exponent([seen(x)], signed, 'max') == exponent
-    assert activation_exponent([seen(x), seen(x * 16)], signed, 'max') == exponent + 4
+    assert activation_range([seen(x)], signed, 'max') == (exponent, signed, 0)
+    assert activation_range([seen(x), seen(x * 16)], signed, 'max').exponent == exponent + 4
 
 
 @pytest.mark.parametrize('method', ['mse', 'max'])
 @pytest.mark.parametrize('upper', [-40, -30, -3, 0])
 def test_upper_is_never_exceeded(upper, method):
     x = with_outlier(10_000, 1e3)
-    assert activation_exponent([seen(x)], True, method, upper) == upper
-    assert activation_exponent([seen(x)], True, method, 40) == activation_exponent(
+    assert activation_range([seen(x)], True, method, upper).exponent == upper
+    assert activation_range([seen(x)], True, method, 40) == activation_range(
         [seen(x)], True, method
     )
 
@@ -69,24 +69,24 @@ def test_tied_tensors_share_the_exponent_of_least_relative_error(signed):
     relative = sum(
         real_errors(x[None], ALL, signed)[:, 0] / x.double().square().sum() for x in tensors[:2]
     )
-    together = activation_exponent([seen(x) for x in tensors], signed)
+    together = activation_range([seen(x) for x in tensors], signed).exponent
     assert together == ALL[int(relative.argmin())]
-    assert together < activation_exponent([seen(tensors[0])], signed)
-    assert together > activation_exponent([seen(tensors[1])], signed)
+    assert together < activation_range([seen(tensors[0])], signed).exponent
+    assert together > activation_range([seen(tensors[1])], signed).exponent
 
 
 def test_an_unknown_method_is_refused():
     with pytest.raises(ClipQError, match="method 'entropy', wanted one of .*mse.*max"):
-        activation_exponent([seen(torch.ones(1))], True, 'entropy')
+        activation_range([seen(torch.ones(1))], True, 'entropy')
 
 
 def test_nothing_observed_is_refused_by_name():
     with pytest.raises(ClipQError, match='neck.0: found no values'):
-        activation_exponent([OctaveHistogram('neck.0')], True)
+        activation_range([OctaveHistogram('neck.0')], True)
 
 
 def test_all_zeros_get_the_smallest_range():
-    assert activation_exponent([seen(torch.zeros(5))], True) == fp.EXPONENT_MIN
+    assert activation_range([seen(torch.zeros(5))], True).exponent == fp.EXPONENT_MIN
 
 
 @pytest.mark.parametrize('upper', [None, 40, 0, -3, -7, -40])
@@ -140,3 +140,43 @@ def test_a_magnitude_beyond_the_limits_is_refused():
 def test_weights_that_are_not_finite_are_named(bad):
     with pytest.raises(ClipQError, match='backbone.conv1.weight: found'):
         weight_exponents(torch.tensor([[1.0, bad]]), None, 'backbone.conv1.weight')
+
+
+def tailed(count: int = 20_000) -> torch.Tensor:
+    """What SiLU gives: a long side above zero and a short one below."""
+    return torch.nn.functional.silu(
+        torch.randn(count, generator=torch.Generator().manual_seed(1)) * 2
+    )
+
+
+def test_a_short_side_below_zero_takes_the_best_offset():
+    x = tailed()
+    found = activation_range([seen(x)], True, offsets=OFFSETS)
+
+    def error(kind):
+        return float((fp.quantize(x, *kind[:2], offset=kind[2]) - x).double().square().sum())
+
+    kinds = [(e, True, 0) for e in ALL] + [(e, False, z) for e in ALL for z in OFFSETS]
+    assert found.offset > 0
+    assert not found.signed
+    assert error(found) <= 1.02 * min(map(error, kinds))
+    assert error(found) < 0.5 * error(activation_range([seen(x)], True))
+
+
+def test_max_takes_the_smallest_step_that_holds_both_ends():
+    x = torch.tensor([3.7, -0.2, 0.0])
+    found = activation_range([seen(x)], True, 'max', offsets=OFFSETS)
+    assert found == (2, False, 16)  # from -0.25 to 3.73
+    assert activation_range([seen(x)], True, 'max') == (2, True, 0)
+    x[1] = -3.0
+    assert activation_range([seen(x)], True, 'max', offsets=OFFSETS) == (2, True, 0)
+
+
+def test_an_offset_respects_the_layers_range():
+    x = tailed() * 100
+    assert activation_range([seen(x)], True, 'mse', 3, OFFSETS).exponent <= 3
+    assert activation_range([seen(x)], True, 'max', 3, OFFSETS).exponent <= 3
+
+
+def test_no_offset_where_nothing_is_negative():
+    assert activation_range([seen(tailed().abs())], False, offsets=OFFSETS).offset == 0
