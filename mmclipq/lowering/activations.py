@@ -17,6 +17,8 @@ _MODULES: dict[type[nn.Module], str] = {
     nn.Tanh: 'tanh', nn.Hardswish: 'hardswish', HSwish: 'hardswish', nn.Mish: 'mish',
     nn.Hardsigmoid: 'hardsigmoid',
 }  # fmt: skip
+WHOLE = tuple(_MODULES)
+"""Modules that are one activation, even those that have others inside."""
 _FUNCTIONS: dict[Any, str] = {
     F.relu: 'relu', torch.relu: 'relu', 'relu': 'relu', 'relu_': 'relu', F.relu6: 'relu6',
     F.silu: 'silu', torch.sigmoid: 'sigmoid', F.sigmoid: 'sigmoid', 'sigmoid': 'sigmoid',

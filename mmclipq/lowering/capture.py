@@ -14,6 +14,7 @@ from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
 from torch import Tensor, fx, nn
 
 from ..graph.ir import GraphError
+from .activations import WHOLE
 
 _STOCK_EXTRACTORS = {SingleStageDetector.extract_feat, TwoStageDetector.extract_feat}
 _STOCK_BOX_FORWARDS = {StandardRoIHead._bbox_forward, CascadeRoIHead._bbox_forward}
@@ -144,7 +145,8 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         has_children = next(module.children(), None) is not None
-        leaf = not has_children or isinstance(module, BaseRoIExtractor)
+        whole = isinstance(module, BaseRoIExtractor) or isinstance(module, WHOLE)
+        leaf = whole or not has_children
         return leaf or super().is_leaf_module(module, name)
 
     def getattr(self, attr, attr_val, parameter_proxy_cache):

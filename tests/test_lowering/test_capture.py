@@ -32,7 +32,7 @@ STOCK = {
     ),
     'yolox/yolox_tiny_8xb8-300e_coco.py': (
         'bbox_head',
-        dict(conv=83, add=7, concat=14, upsample=2, max_pool=3),
+        dict(conv=83, add=0, concat=14, upsample=2, max_pool=3),
     ),
 }
 

@@ -4,6 +4,8 @@ import operator
 
 import pytest
 import torch
+from mmcv.cnn import Scale
+from mmcv.cnn.bricks import HSigmoid, HSwish, Swish
 from torch import nn
 from torch.nn import functional as F
 
@@ -95,7 +97,7 @@ def test_residual_fuses_before_and_after_the_activation(plan, forward, last, act
 def test_nothing_fuses_after_a_residual_that_came_last(plan):
     found = plan(Net(lambda m, x: F.relu(F.relu(m.a(x)) + x)))
     assert kinds(found) == ['input', 'conv', 'float']
-    assert reasons(found) == {'relu_1': 'relu_1 follows no convolution that it fuses to'}
+    assert reasons(found) == {'relu_1': 'relu_1 is read by float steps only'}
 
 
 def test_downsample_block_fuses_one_of_two_convs(plan):
@@ -116,8 +118,8 @@ def test_conv_with_two_readers_does_not_fuse(plan):
         return m.b(F.relu(y) + y)
 
     found = plan(Net(forward))
-    assert kinds(found) == ['input', 'conv', 'float', 'add', 'conv']
-    assert reasons(found) == {'relu': 'relu follows no convolution that it fuses to'}
+    assert kinds(found) == ['input', 'conv', 'activation', 'add', 'conv']
+    assert not reasons(found)
     assert unit_named(found, 'a').options['activation'] == 'identity'
 
 
@@ -130,18 +132,112 @@ def test_conv_that_is_also_an_output_does_not_fuse(plan):
 
 
 @pytest.mark.parametrize(
-    ('forward', 'left'),
+    ('forward', 'wanted'),
     [
-        (lambda m, x: m.a(m.norm(x)), 'norm'),
-        (lambda m, x: m.norm(F.relu(m.a(x))), 'norm'),
-        (lambda m, x: m.other_norm(m.norm(m.a(x))), 'other_norm'),
-        (lambda m, x: m.norm(m.a(x) + x), 'norm'),
-        (lambda m, x: F.relu6(F.relu(m.a(x))), 'relu6'),
+        (lambda m, x: m.a(m.norm(x)), ['input', 'affine', 'conv']),
+        (lambda m, x: m.norm(F.relu(m.a(x))), ['input', 'conv', 'affine']),
+        (lambda m, x: m.other_norm(m.norm(m.a(x))), ['input', 'conv', 'affine']),
+        (lambda m, x: F.relu(m.norm(m.a(x) + x)), ['input', 'conv', 'affine']),
     ],
 )
-def test_second_norm_or_activation_stays_in_float(plan, forward, left):
-    reason = f'{left} follows no convolution that it fuses to'
-    assert reasons(plan(Net(forward))) == {left: reason}
+def test_a_norm_behind_no_product_stands_alone(plan, forward, wanted):
+    found = plan(Net(forward))
+    assert kinds(found) == wanted
+    assert not reasons(found)
+
+
+def test_a_second_activation_stands_alone(plan):
+    found = plan(Net(lambda m, x: m.b(F.relu6(F.relu(m.a(x))))))
+    assert kinds(found) == ['input', 'conv', 'activation', 'conv']
+    assert unit_named(found, 'relu6').options == {'activation': 'relu6'}
+
+
+@pytest.mark.parametrize(
+    ('forward', 'layers', 'wanted'),
+    [
+        (lambda m, x: m.s(m.a(x)), dict(s=nn.SiLU()), {'activation': 'silu'}),
+        (lambda m, x: m.s(m.a(x)), dict(s=Swish()), {'activation': 'silu'}),
+        (lambda m, x: F.silu(m.norm(m.a(x))), {}, {'activation': 'silu'}),
+        (lambda m, x: m.s(m.a(x)), dict(s=HSwish()), {'activation': 'hardswish'}),
+        (lambda m, x: m.s(m.a(x)), dict(s=HSigmoid()), {'activation': 'hardsigmoid'}),
+        (lambda m, x: m.a(x).sigmoid(), {}, {'activation': 'sigmoid'}),
+        (lambda m, x: torch.exp(m.a(x)), {}, {'activation': 'exp'}),
+        (lambda m, x: F.gelu(m.a(x)), {}, {'activation': 'gelu'}),
+        (lambda m, x: F.gelu(m.a(x), approximate='tanh'), {}, {'activation': 'gelu_tanh'}),
+        (lambda m, x: m.s(m.a(x)), dict(s=nn.GELU('tanh')), {'activation': 'gelu_tanh'}),
+        (lambda m, x: F.elu(m.a(x), 0.5), {}, {'activation': 'elu', 'slope': 0.5}),
+        (lambda m, x: m.s(m.a(x)), dict(s=nn.ELU(2.0)), {'activation': 'elu', 'slope': 2.0}),
+        (lambda m, x: m.s(m.a(x)), dict(s=nn.Mish()), {'activation': 'mish'}),
+        (lambda m, x: m.s(m.a(x)), dict(s=nn.PReLU(init=0.5)), {'activation': 'leaky_relu',
+                                                                'slope': 0.5}),
+    ],
+)  # fmt: skip
+def test_smooth_activations_fuse(plan, forward, layers, wanted):
+    found = plan(Net(forward, **layers))
+    assert kinds(found) == ['input', 'conv']
+    options = found.units[1].options
+    assert {key: options[key] for key in wanted} == wanted
+
+
+def test_hard_sigmoid_of_another_form_is_an_island(plan):
+    found = plan(Net(lambda m, x: m.b(m.s(m.a(x))), s=HSigmoid(bias=1.0, divisor=2.0)))
+    assert reasons(found) == {'s': 'HSigmoid has no int8 form'}
+
+
+def test_a_learned_scale_fuses(plan):
+    found = plan(Net(lambda m, x: m.s(m.norm(m.a(x))), s=Scale(0.25)))
+    assert kinds(found) == ['input', 'conv']
+    assert found.units[1].scale == 0.25
+
+
+def test_gate_of_squeeze_and_excitation(plan):
+    def forward(m, x):
+        y = F.relu(m.a(x))
+        gate = torch.sigmoid(m.c(m.pool(y)))
+        return m.b(y * gate)
+
+    found = plan(Net(forward, c=conv(kernel=1), pool=nn.AdaptiveAvgPool2d(1)))
+    assert kinds(found) == ['input', 'conv', 'avg_pool', 'conv', 'mul', 'conv']
+    assert unit_named(found, 'mul').non_negative
+    assert not reasons(found)
+
+
+@pytest.mark.parametrize(
+    ('pool', 'options'),
+    [
+        (lambda m, y: F.adaptive_avg_pool2d(y, (1, 1)), {}),
+        (lambda m, y: y.mean((2, 3), keepdim=True), {}),
+        (lambda m, y: torch.mean(y, dim=[-1, -2], keepdim=True), {}),
+        (lambda m, y: F.avg_pool2d(y, 2), dict(
+            kernel=(2, 2), stride=(2, 2), padding=(0, 0), ceil_mode=False, count_padding=True)),
+        (lambda m, y: m.pool(y), dict(
+            kernel=(3, 3), stride=(2, 2), padding=(1, 1), ceil_mode=True, count_padding=False)),
+    ],
+)  # fmt: skip
+def test_average_pooling(plan, pool, options):
+    layer = nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False)
+    found = plan(Net(lambda m, x: m.b(pool(m, m.a(x))), pool=layer))
+    (unit,) = [unit for unit in found.units if unit.kind == 'avg_pool']
+    assert unit.options == options
+
+
+@pytest.mark.parametrize(
+    ('norm', 'kind'),
+    [(nn.GroupNorm(2, 4), 'group_norm'), (nn.LayerNorm(8), 'layer_norm')],
+)
+def test_normalization_takes_the_activation_behind_it(plan, norm, kind):
+    found = plan(Net(lambda m, x: m.b(F.relu(m.n(m.a(x)))), n=norm))
+    assert kinds(found) == ['input', 'conv', kind, 'conv']
+    assert unit_named(found, 'n').options['activation'] == 'relu'
+    assert unit_named(found, 'n').non_negative
+
+
+def test_products_of_sizes_are_no_tensors(plan):
+    def forward(m, x):
+        y = m.a(x)
+        return y.reshape(1, y.shape[1], y.shape[2] * y.shape[3])
+
+    assert 'mul' not in kinds(plan(Net(forward)))
 
 
 def test_norm_without_running_statistics_stays_in_float(plan):
@@ -152,13 +248,6 @@ def test_norm_without_running_statistics_stays_in_float(plan):
 @pytest.mark.parametrize(
     ('forward', 'layers', 'wanted'),
     [
-        (lambda m, x: m.b(m.s(m.a(x))), dict(s=nn.SiLU()), {'s': 'SiLU has no int8 form'}),
-        (lambda m, x: m.b(F.silu(m.a(x))), {}, {'silu': 'silu has no int8 form'}),
-        (
-            lambda m, x: m.b(m.a(x) * torch.sigmoid(x)),
-            {},
-            {'sigmoid': 'sigmoid has no int8 form', 'mul': 'mul has no int8 form'},
-        ),
         (lambda m, x: m.b(m.a(x) + 1), {}, {'add': 'add has no int8 form'}),
         (
             lambda m, x: m.b(torch.add(m.a(x), x, alpha=2)),
@@ -191,7 +280,6 @@ def test_norm_without_running_statistics_stays_in_float(plan):
             dict(t=nn.ConvTranspose2d(4, 4, 2)),
             {'t': 'ConvTranspose2d has no int8 form'},
         ),
-        (lambda m, x: m.b(m.n(x)), dict(n=nn.GroupNorm(2, 4)), {'n': 'GroupNorm has no int8 form'}),
     ],
 )
 def test_float_islands_and_their_reasons(plan, forward, layers, wanted):
@@ -323,5 +411,5 @@ def test_signs(trace, non_negative):
     # ReLU, then a residual: non-negative only if the image is.
     assert signs['x'] is non_negative
     assert signs['a'] is non_negative
-    assert signs['sigmoid']
-    assert not signs['b']
+    assert signs['b']  # with the sigmoid behind it
+    assert not signs['b#2']
