@@ -1,5 +1,5 @@
-# Stock YOLOX-tiny on the digits, from scratch on a CPU, without Mosaic and random sizes. With mean 0
-# and standard deviation 255 the network's input lies in 0..1 in steps of 1/255.
+# Stock YOLOX-tiny on the digits, from scratch on a CPU, without Mosaic and random sizes. With mean
+# 0 and standard deviation 255 the network's input lies in 0..1 in steps of 1/255.
 _base_ = './_base_/digits.py'
 
 # MMEngine takes a file that imports before it names its base for one of its other style.

@@ -145,7 +145,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         has_children = next(module.children(), None) is not None
-        whole = isinstance(module, BaseRoIExtractor) or isinstance(module, WHOLE)
+        whole = isinstance(module, (BaseRoIExtractor, *WHOLE))
         leaf = whole or not has_children
         return leaf or super().is_leaf_module(module, name)
 
