@@ -10,6 +10,7 @@ Rounding is half to even, values outside the range saturate.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -206,6 +207,23 @@ def quantize(
     low, high = code_range(signed)
     scale = _scale(exponent, signed, axis, x)
     return (x * scale).round_().clamp_(low - offset, high - offset).div_(scale).to(x.dtype)
+
+
+def covering_padding(
+    sizes: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Zeros before and after each axis so that a window starts at every ``stride``-th pixel.
+
+    The results are ``ceil(size / stride)``; of an uneven number the larger half comes after.
+
+    >>> covering_padding((5, 8), (3, 3), (2, 2), (1, 1))
+    [(1, 1), (0, 1)]
+    """
+    pairs = []
+    for size, k, s, d in zip(sizes, kernel, stride, dilation, strict=True):
+        total = max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
+        pairs.append((total // 2, total - total // 2))
+    return pairs
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -7,18 +7,31 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+from mmcv.cnn import ConvWS2d
 from mmcv.cnn.bricks import wrappers
+from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .calibration.observer import OctaveHistogram
 from .errors import ClipQError
-from .layers import ClipConv, ClipLinear, ClipMixin
+from .layers import (
+    ClipConv,
+    ClipConvAdaptive,
+    ClipConvTranspose,
+    ClipConvWS,
+    ClipLinear,
+    ClipMixin,
+)
 from .layers.clip_mixin import parse_range
 
 CLIPPED_CLASSES: dict[type[nn.Module], type[ClipMixin]] = {
     nn.Conv2d: ClipConv,
     wrappers.Conv2d: ClipConv,
+    Conv2dAdaptivePadding: ClipConvAdaptive,
+    ConvWS2d: ClipConvWS,
+    nn.ConvTranspose2d: ClipConvTranspose,
+    wrappers.ConvTranspose2d: ClipConvTranspose,
     nn.Linear: ClipLinear,
     wrappers.Linear: ClipLinear,
 }
@@ -90,8 +103,6 @@ def _reason_to_leave(module: nn.Module, owner: nn.Module | None) -> str | None:
     kind = type(module).__name__
     if 'DeformConv' in kind:
         return f'{kind} samples its input at learned offsets, which no int8 convolution does'
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        return f'{kind} is a transposed convolution'
     return f'{kind} is no plain Conv2d or Linear'
 
 
@@ -154,7 +165,7 @@ def prepare_model(
     first_layer: Mapping[str, Any] | None = None,
     last_layer: Mapping[str, Any] | None = None,
 ) -> PrepareReport:
-    """Swap every plain conv and linear of ``model`` for its clipped twin, in place.
+    """Swap every plain convolution and linear of ``model`` for its clipped twin, in place.
 
     The layers stay the same objects with the same Parameters, hooks and state-dict keys; only
     their class changes, so layers shared between pyramid levels stay shared and an optimizer or

@@ -218,6 +218,10 @@ class Backend(ABC):
         """Convolution with its epilogue."""
 
     @abstractmethod
+    def convtranspose(self, node: ir.ConvTranspose, x: Any, residual: Any = None) -> Any:
+        """Transposed convolution with its epilogue."""
+
+    @abstractmethod
     def linear(self, node: ir.Linear, x: Any, residual: Any = None) -> Any:
         """Matrix product with its epilogue."""
 

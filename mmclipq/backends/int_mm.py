@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..graph import ir
-from ..ops.arithmetic import depthwise_sum
+from ..ops.arithmetic import depthwise_sum, padded
 from .base import register_backend
 from .reference import ReferenceBackend
 
@@ -134,6 +134,8 @@ class IntMmBackend(ReferenceBackend):
     def _prepared(self, node: ir.Product) -> list[_Matrix]:
         """One matrix for each group; none for depthwise convolutions."""
         weight, groups = self.constants[node.weight], 1
+        if isinstance(node, ir.ConvTranspose):
+            return []
         if isinstance(node, ir.Conv):
             groups = node.groups
             if groups == len(weight) and weight.shape[1] == 1 and groups > 1:
@@ -152,10 +154,8 @@ class IntMmBackend(ReferenceBackend):
             q = x.int() - self.types[node.x].offset
             acc = depthwise_sum(q, weight.int(), node)
             return self._epilogue(node, acc, residual)
-        top, left = node.padding
         # The code that stands for zero pads, before the shift of uint8.
-        around, zero = (0, 0, left, left, top, top), self.types[node.x].offset
-        x = F.pad(x.permute(0, 2, 3, 1), around, value=zero).contiguous()
+        x = padded(x, weight, node, self.types[node.x].offset).permute(0, 2, 3, 1).contiguous()
         patches = _patches(_as_int8(x), tuple(weight.shape[2:]), node)
         groups = patches.chunk(node.groups, -1)
         acc = x.new_empty(*patches.shape[:3], len(weight), dtype=torch.int32)

@@ -28,6 +28,7 @@ from ..ops.arithmetic import (
     average,
     channel_shape,
     conv_sum,
+    conv_transpose_sum,
     finish,
     norm_factors,
     pool_sum,
@@ -57,6 +58,13 @@ class ReferenceBackend(Backend):
     def conv(self, node, x, residual=None):
         acc = conv_sum(self.integers_of(node.x, x), self.constants[node.weight].double(), node)
         if acc.is_cuda:  # its library may take transforms: integers but for a little noise
+            acc.round_()
+        return self._epilogue(node, acc, residual)
+
+    def convtranspose(self, node, x, residual=None):
+        weight = self.constants[node.weight].double()
+        acc = conv_transpose_sum(self.integers_of(node.x, x), weight, node)
+        if acc.is_cuda:
             acc.round_()
         return self._epilogue(node, acc, residual)
 

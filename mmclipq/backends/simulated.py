@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import fixed_point as fp
-from ..ops.arithmetic import conv_sum, per_channel, to_codes
+from ..ops.arithmetic import conv_sum, conv_transpose_sum, per_channel, to_codes
 from .base import register_backend
 from .reference import ReferenceBackend
 
@@ -41,6 +41,9 @@ class SimulatedBackend(ReferenceBackend):
 
     def conv(self, node, x, residual=None):
         return self._scaled(node, conv_sum(x, self._weight(node), node), residual)
+
+    def convtranspose(self, node, x, residual=None):
+        return self._scaled(node, conv_transpose_sum(x, self._weight(node), node), residual)
 
     def linear(self, node, x, residual=None):
         return self._scaled(node, F.linear(x, self._weight(node)), residual)

@@ -14,37 +14,44 @@ from typing import Any
 from torch import Tensor
 
 from .nodes import (
-    ACTIVATIONS,
-    FLOAT,
     NODE_KINDS,
-    OFFSETS,
     Activate,
     Add,
-    Affine,
     AvgPool,
     Concat,
-    Conv,
     Dequantize,
     Flatten,
     FloatCall,
-    GraphError,
-    GroupNorm,
     Input,
-    LayerNorm,
-    Linear,
     MaxPool,
     Mul,
-    Node,
-    Normalize,
-    Product,
     Quantize,
-    Ref,
     Requantize,
     RoIAlign,
-    TensorType,
     Upsample,
     iter_refs,
     map_refs,
+)
+from .norms import (
+    Affine,
+    GroupNorm,
+    LayerNorm,
+    Normalize,
+)
+from .products import (
+    Conv,
+    ConvTranspose,
+    Linear,
+    Product,
+)
+from .types import (
+    ACTIVATIONS,
+    FLOAT,
+    OFFSETS,
+    GraphError,
+    Node,
+    Ref,
+    TensorType,
 )
 from .validate import validate
 
@@ -64,6 +71,7 @@ __all__ = [
     'Add',
     'Concat',
     'Conv',
+    'ConvTranspose',
     'Dequantize',
     'Flatten',
     'FloatCall',

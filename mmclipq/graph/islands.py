@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from .nodes import FloatCall, GraphError
+from .nodes import (
+    FloatCall,
+)
+from .types import (
+    GraphError,
+)
 
 FUNCTIONS: dict[str, Any] = {
     **{f'operator.{name}': getattr(operator, name) for name in (

@@ -1,76 +1,14 @@
-"""The kinds of nodes that an ``Int8Graph`` is made of, and the types of their tensors."""
+"""The kinds of nodes that an ``Int8Graph`` is made of."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from .. import fixed_point as fp
-from ..errors import ClipQError
-
-ACTIVATIONS = (
-    'identity', 'relu', 'relu6', 'leaky_relu', 'silu', 'sigmoid', 'tanh', 'hardswish',
-    'hardsigmoid', 'gelu', 'gelu_tanh', 'elu', 'mish', 'exp',
-)  # fmt: skip
-"""Functions after sums, defined in float32 by :mod:`mmclipq.ops.activations`."""
-OFFSETS = (0, 8, 16, 32, 64)
-"""Codes that may stand for zero in a uint8 tensor: powers of two, so that the range below zero is a
-power-of-two share of the whole."""
-
-
-class GraphError(ClipQError):
-    """A graph, or a node of it, that cannot be what it claims to be."""
-
-
-@dataclass(frozen=True)
-class TensorType:
-    """What a tensor holds: codes with the range exponent, or float32 if ``exponent`` is None.
-
-    A code ``x`` stands for ``(x - offset) * 2**step_exponent``; int8 codes have no offset.
-    """
-
-    exponent: int | None = None
-    signed: bool = True
-    offset: int = 0
-
-    @property
-    def is_codes(self) -> bool:
-        return self.exponent is not None
-
-    @property
-    def step_exponent(self) -> int:
-        """Exponent of the step between two codes."""
-        return fp.step_exponent(self.exponent, self.signed)
-
-    def __str__(self) -> str:
-        if not self.is_codes:
-            return 'float32'
-        offset = f' offset {self.offset}' if self.offset else ''
-        return f'{"int8" if self.signed else "uint8"} 2^{self.exponent}{offset}'
-
-
-FLOAT = TensorType()
-
-
-@dataclass(frozen=True)
-class Ref:
-    """A reference to the tensor ``name`` inside the arguments of a :class:`FloatCall`."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Node:
-    """Base of all nodes. ``name`` is also the name of the tensor that the node defines."""
-
-    name: str
-    type: TensorType
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the tensors that the node reads, in order."""
-        return tuple(getattr(self, f.name) for f in fields(self) if f.name in ('x', 'other'))
+from .norms import Affine, GroupNorm, LayerNorm
+from .products import Conv, ConvTranspose, Linear
+from .types import Node, Ref
 
 
 @dataclass(frozen=True)
@@ -97,60 +35,6 @@ class Requantize(Node):
     """Codes of one range to codes of another, rounded half to even and saturated."""
 
     x: str
-
-
-@dataclass(frozen=True)
-class Product(Node):
-    """What a convolution and a linear layer share: int32 sums and the float32 epilogue.
-
-    ``acc`` is the sum of ``(x - offset) * w``; ``v = float32(acc) * multiplier[c]``;
-    ``v += bias[c]``; the residual's values are added before
-    the activation or after it; the result is rounded to codes, or is ``v`` for a float32 type.
-
-    Attributes:
-        x: Codes read.
-        weight: Key of the int8 weight codes among the graph's constants.
-        exponents: Key of the int32 range exponents of the weights ``(channels,)``. Execution needs
-            only the multiplier, which contains them; exports and reports need them alone.
-        multiplier: Key of the float32 multipliers ``(channels,)``.
-        bias: Key of the float32 biases ``(channels,)``.
-        activation: One of :data:`ACTIVATIONS`.
-        slope: Factor of negative values in ``leaky_relu``, or ``elu``'s alpha.
-        residual: Codes added, or None.
-        residual_last: Whether the residual is added after the activation.
-    """
-
-    x: str
-    weight: str
-    exponents: str
-    multiplier: str
-    bias: str
-    activation: str = 'identity'
-    slope: float = 0.0
-    residual: str | None = None
-    residual_last: bool = False
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return (self.x,) if self.residual is None else (self.x, self.residual)
-
-
-@dataclass(frozen=True)
-class Conv(Product):
-    """2-D convolution; padding with the code that stands for zero.
-
-    Weight codes are ``(K, C / groups, R, S)``.
-    """
-
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-
-
-@dataclass(frozen=True)
-class Linear(Product):
-    """Matrix product over the last axis. Weight codes ``(K, C)``."""
 
 
 @dataclass(frozen=True)
@@ -225,60 +109,6 @@ class AvgPool(Node):
     padding: tuple[int, int] = (0, 0)
     ceil_mode: bool = False
     count_padding: bool = True
-
-
-@dataclass(frozen=True)
-class Affine(Node):
-    """``v = float32(x - offset) * multiplier[c]``; ``v += bias[c]``; activation; as codes.
-
-    Batch norms that follow no product. Channels are the second axis of ``(N, C, H, W)``, else the
-    last. The multiplier holds the step of ``x``.
-    """
-
-    x: str
-    multiplier: str
-    bias: str
-    activation: str = 'identity'
-    slope: float = 0.0
-
-
-@dataclass(frozen=True)
-class Normalize(Node):
-    """What group and layer normalization share: exact statistics of codes, then an affine map.
-
-    Of ``n`` codes ``q = x - offset`` the sums ``s`` of ``q`` and ``t`` of ``q**2`` are exact
-    integers. Each operation rounded to float64::
-
-        mean = s / n
-        var = max(t / n - mean * mean, 0)
-        g = weight[c] * (1 / sqrt(var * step**2 + eps))
-        m, b = float32(g * step), float32(bias[c] - (mean * step) * g)
-
-    and then in float32 ``v = q * m``; ``v += b``; activation; codes.
-
-    Attributes:
-        weight, bias: Keys of float32 ``(channels,)``.
-        eps: Added to the variance.
-    """
-
-    x: str
-    weight: str
-    bias: str
-    eps: float = 1e-5
-    activation: str = 'identity'
-    slope: float = 0.0
-
-
-@dataclass(frozen=True)
-class GroupNorm(Normalize):
-    """Statistics of each image ``(N, C, ...)`` and each of ``groups`` runs of channels."""
-
-    groups: int = 1
-
-
-@dataclass(frozen=True)
-class LayerNorm(Normalize):
-    """Statistics over the channels of each pixel of ``(N, C, H, W)``, else over the last axis."""
 
 
 @dataclass(frozen=True)
@@ -364,6 +194,7 @@ NODE_KINDS: dict[str, type[Node]] = {
         Dequantize,
         Requantize,
         Conv,
+        ConvTranspose,
         Linear,
         Add,
         Activate,

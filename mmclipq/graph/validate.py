@@ -10,30 +10,37 @@ from torch import Tensor
 
 from .. import fixed_point as fp
 from .nodes import (
-    ACTIVATIONS,
-    OFFSETS,
     Activate,
     Add,
-    Affine,
     AvgPool,
     Concat,
-    Conv,
     Dequantize,
     Flatten,
     FloatCall,
-    GraphError,
-    GroupNorm,
     MaxPool,
     Mul,
-    Node,
-    Normalize,
-    Product,
     Quantize,
     Requantize,
     RoIAlign,
-    TensorType,
     Upsample,
     iter_refs,
+)
+from .norms import (
+    Affine,
+    GroupNorm,
+    Normalize,
+)
+from .products import (
+    Conv,
+    ConvTranspose,
+    Product,
+)
+from .types import (
+    ACTIVATIONS,
+    OFFSETS,
+    GraphError,
+    Node,
+    TensorType,
 )
 
 _READ_CODES = (
@@ -62,7 +69,7 @@ def _check_product(
                 f'{node.name}: found {key!r} of shape {tuple(constants[key].shape)}, '
                 f'wanted ({channels},)'
             )
-    axes = 4 if isinstance(node, Conv) else 2
+    axes = 4 if isinstance(node, (Conv, ConvTranspose)) else 2
     if constants[node.weight].dim() != axes:
         raise GraphError(f'{node.name}: found a weight that has not {axes} axes')
     if node.residual is not None and not types[node.residual].is_codes:

@@ -1,7 +1,14 @@
-"""Layers that clip their inputs and weights to power-of-two ranges while they train."""
+"""Clipped layers, swapped in for the stock ones."""
 
-from .clip_conv import ClipConv
+from .clip_conv import ClipConv, ClipConvAdaptive, ClipConvTranspose, ClipConvWS
 from .clip_linear import ClipLinear
 from .clip_mixin import ClipMixin
 
-__all__ = ['ClipConv', 'ClipLinear', 'ClipMixin']
+__all__ = [
+    'ClipConv',
+    'ClipConvAdaptive',
+    'ClipConvTranspose',
+    'ClipConvWS',
+    'ClipLinear',
+    'ClipMixin',
+]

@@ -63,7 +63,7 @@ def limit_backward(grad: Tensor, x: Tensor, exponent: int | None) -> Tensor:
 
 
 class ClipMixin:
-    """Mechanics shared by :class:`ClipConv` and :class:`ClipLinear`.
+    """Mechanics shared by the clipped convolutions and :class:`ClipLinear`.
 
     A layer class lists this mixin before its ``torch.nn`` base and implements ``forward`` with
     one autograd function that recomputes the clipped input in its backward pass, so that clipping
@@ -147,11 +147,15 @@ class ClipMixin:
             ClipQError: if the weights hold NaN or infinity.
         """
         if self.weight_exponent is None:
-            weight = self.weight.detach()
+            weight = self.product_weight().detach()
             fp.check_finite(weight, name)
             largest = float(weight.abs().max())
             if largest > 0:
                 self.weight_exponent = fp.holding_exponent(largest)
+
+    def product_weight(self) -> Tensor:
+        """The weights that enter the product; a layer that changes them first says so here."""
+        return self.weight
 
     def _observe(self, x: Tensor) -> None:
         if self.observer is not None:
@@ -163,7 +167,7 @@ class ClipMixin:
         Custom functions are not autocast. Limits are powers of two, so casting before the clip
         gives what casting after it would; with ``round`` the values are rounded twice.
         """
-        weight, bias = self.weight, self.bias
+        weight, bias = self.product_weight(), self.bias
         if not torch.is_autocast_enabled(x.device.type):
             return x, weight, bias
         dtype = torch.get_autocast_dtype(x.device.type)

@@ -14,6 +14,7 @@ from .. import fixed_point as fp
 from ..calibration.range_search import weight_exponents
 from ..errors import ClipQError
 from ..graph import ir, islands
+from ..layers import ClipConvAdaptive
 from . import patterns
 from .capture import CaptureError, evaluating
 from .plan import NORMS, PRODUCTS, Plan, Unit, make_plan
@@ -113,7 +114,9 @@ class _Emitter:
         layer, path = unit.layer, unit.start.target
         weight_key, exponents_key = f'{path}.weight', f'{path}.weight_exponents'
         if weight_key not in self.constants:
-            weight = layer.weight.detach().cpu()
+            weight = layer.product_weight().detach().cpu()
+            if unit.kind == 'conv_transpose':  # output channels first, as in a convolution
+                weight = weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
             exponents = weight_exponents(weight, layer.weight_exponent, weight_key)
             self.constants[exponents_key] = exponents
             self.constants[weight_key] = fp.encode(weight, exponents, axis=0)
@@ -132,15 +135,21 @@ class _Emitter:
         fields = {'x': x, 'residual': residual, **keys, **unit.options}
         if unit.kind == 'linear':
             return ir.Linear(unit.path, self.type(unit), **fields)
-        return ir.Conv(
-            unit.path,
-            self.type(unit),
-            **fields,
-            stride=tuple(layer.stride),
-            padding=patterns.same_padding(layer),
-            dilation=tuple(layer.dilation),
-            groups=layer.groups,
-        )
+        fields |= {
+            'stride': tuple(layer.stride),
+            'dilation': tuple(layer.dilation),
+            'groups': layer.groups,
+        }
+        if unit.kind == 'conv_transpose':
+            fields |= {
+                'padding': tuple(layer.padding),
+                'output_padding': tuple(layer.output_padding),
+            }
+            return ir.ConvTranspose(unit.path, self.type(unit), **fields)
+        if isinstance(layer, ClipConvAdaptive):
+            return ir.Conv(unit.path, self.type(unit), **fields, covering=True)
+        padding = patterns.same_padding(layer)
+        return ir.Conv(unit.path, self.type(unit), **fields, padding=padding)
 
     def norm(self, unit: Unit) -> ir.Affine | ir.Normalize:
         """The node of a norm that is fused to no product."""
@@ -234,7 +243,7 @@ def fold_norm(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor]
 
     The batch norm stays out of the weights: it only scales and shifts the int32 sums.
     """
-    channels = layer.weight.shape[0]
+    channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
     bias = layer.bias
     shift = torch.zeros(channels, dtype=torch.float64)
     if bias is not None:

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from mmcv.cnn import Scale
+from mmcv.cnn.bricks import DropPath
 from mmcv.ops import RoIAlign
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from torch import fx, nn
 from torch.nn import functional as F
 
 from ..graph.islands import FUNCTION_NAMES, SHAPE_ATTRIBUTES
-from ..layers import ClipConv, ClipLinear
+from ..layers import ClipConv, ClipConvTranspose, ClipLinear
 from . import activations
 
 _ADDS = {operator.add, operator.iadd, torch.add}
@@ -32,9 +33,9 @@ class Op:
     """One fx node in the graph's terms.
 
     Attributes:
-        kind: ``conv``, ``linear``, ``norm``, ``scale``, ``activation``, ``add``, ``mul``,
-            ``group_norm``, ``layer_norm``, ``avg_pool``, ``concat``, ``max_pool``, ``upsample``,
-            ``flatten``, ``roi_align``, ``identity`` or ``float``.
+        kind: ``conv``, ``conv_transpose``, ``linear``, ``norm``, ``scale``, ``activation``,
+            ``add``, ``mul``, ``group_norm``, ``layer_norm``, ``avg_pool``, ``concat``,
+            ``max_pool``, ``upsample``, ``flatten``, ``roi_align``, ``identity`` or ``float``.
         operands: The fx nodes read as codes, then those that an upsampling or RoIAlign reads beside
             them.
         module: The layer, for products and norms.
@@ -76,6 +77,8 @@ def _read_module(node: fx.Node, module: nn.Module) -> Op:
         if same_padding(module) is None:
             return _op('float', reason=f'{module.padding_mode} padding of uneven or copied rows')
         return _op('conv', x, module=module)
+    if isinstance(module, ClipConvTranspose) and len(node.args) + len(node.kwargs) == 1:
+        return _op('conv_transpose', x, module=module)
     if isinstance(module, ClipLinear):
         return _op('linear', x, module=module)
     if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -90,7 +93,7 @@ def _read_module(node: fx.Node, module: nn.Module) -> Op:
         return _op('layer_norm', x, module=module)
     if (activation := activations.of_module(module)) is not None:
         return _op('activation', x, **activation)
-    if isinstance(module, (nn.Identity, nn.Dropout, nn.Dropout2d)):
+    if isinstance(module, (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)):
         return _op('identity', x)
     if isinstance(module, nn.MaxPool2d) and not module.return_indices:
         return _read_max_pool(x, vars(module))
@@ -162,6 +165,18 @@ def _is_number(value: Any) -> bool:
         return value.args[1] in SHAPE_ATTRIBUTES
     inputs = value.all_input_nodes
     return value.op == 'call_function' and bool(inputs) and all(map(_is_number, inputs))
+
+
+def _constant_factor(node: fx.Node) -> float | None:
+    """The number by which a call multiplies a tensor; None if it does not."""
+    if node.kwargs or len(node.args) != 2 or len(node.all_input_nodes) != 1:
+        return None
+    tensor, number = sorted(node.args, key=lambda arg: not isinstance(arg, fx.Node))
+    if _is_number(tensor) or isinstance(number, bool) or not isinstance(number, (int, float)):
+        return None
+    if node.target in _MULS or node.target in ('mul', 'mul_'):
+        return float(number)
+    return None
 
 
 def _are_tensors(args: tuple[Any, ...]) -> bool:
@@ -248,7 +263,10 @@ def _read_call(node: fx.Node) -> Op:
         return _op('avg_pool', x)
     if target in (torch.flatten, 'flatten') and args[1:] == (1,) and not kwargs:
         return _op('flatten', x)
-    if target == 'contiguous':
+    factor = _constant_factor(node)
+    if factor is not None:
+        return _op('scale', *node.all_input_nodes, factor=factor)
+    if target in ('contiguous', 'float'):
         return _op('identity', x)
     if target is getattr and args[1] in SHAPE_ATTRIBUTES or target in ('size', 'dim'):
         return _op('float', reason='')

@@ -16,7 +16,7 @@ from ..layers import ClipMixin
 from . import patterns
 from .activations import NON_NEGATIVE
 
-PRODUCTS = ('conv', 'linear')
+PRODUCTS = ('conv', 'conv_transpose', 'linear')
 NORMS = ('affine', 'group_norm', 'layer_norm')
 """Units that read codes and may give codes or float32."""
 ACTIVATED = ('add', 'mul', *NORMS)
@@ -30,9 +30,10 @@ class Unit:
     """One node of the integer graph to be.
 
     Attributes:
-        kind: ``input``, ``conv``, ``linear``, ``add``, ``mul``, ``activation``, ``affine`` (a batch
-            norm alone), ``group_norm``, ``layer_norm``, ``avg_pool``, ``concat``, ``max_pool``,
-            ``upsample``, ``flatten``, ``roi_align`` or ``float``.
+        kind: ``input``, ``conv``, ``conv_transpose``, ``linear``, ``add``, ``mul``,
+            ``activation``, ``affine`` (a batch norm alone), ``group_norm``, ``layer_norm``,
+            ``avg_pool``, ``concat``, ``max_pool``, ``upsample``, ``flatten``, ``roi_align`` or
+            ``float``.
         node: The fx node that computes the unit's result (the last one fused).
         start: The first one; the same where nothing is fused.
         operands: Units read; for a product the input first, then the residual if there is one.

@@ -9,7 +9,7 @@ from torch import fx
 
 from ..calibration.observer import OctaveHistogram
 from ..calibration.range_search import OFFSETS, activation_range
-from ..graph.nodes import TensorType
+from ..graph.ir import TensorType
 from .plan import PRODUCTS, Plan, Unit, tied_groups
 
 

@@ -114,12 +114,16 @@ class RoundedExecution(fx.Interpreter):
         x = fp.quantize(x, kind.exponent, kind.signed, offset=kind.offset)
         constants = self.int8_graph.constants
         weight = fp.decode(constants[product.weight], constants[product.exponents], axis=0)
-        state = layer.weight.data, layer.input_exponent, layer.weight_exponent
-        layer.weight.data, layer.input_exponent, layer.weight_exponent = weight.to(x), None, None
+        if isinstance(product, ir.ConvTranspose):
+            weight = weight.unflatten(0, (product.groups, -1)).transpose(1, 2).flatten(0, 1)
+        state = layer.input_exponent, layer.weight_exponent
+        layer.input_exponent = layer.weight_exponent = None
+        layer.product_weight = lambda: weight.to(x)
         try:
             return layer(x)
         finally:
-            layer.weight.data, layer.input_exponent, layer.weight_exponent = state
+            layer.input_exponent, layer.weight_exponent = state
+            del layer.product_weight
 
 
 def _values(codes: Tensor, kind: ir.TensorType) -> Tensor:

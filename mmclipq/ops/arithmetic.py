@@ -26,8 +26,8 @@ def result(v: Tensor, kind: ir.TensorType) -> Tensor:
 
 def depthwise_sum(x: Tensor, weight: Tensor, node: ir.Conv) -> Tensor:
     """Depthwise convolution as one product per tap, because PyTorch's for float64 is slow."""
-    (top, left), (down, right), (far_y, far_x) = node.padding, node.stride, node.dilation
-    x = F.pad(x, (left, left, top, top))
+    (down, right), (far_y, far_x) = node.stride, node.dilation
+    x = padded(x, weight, node)
     rows, columns = weight.shape[2:]
     height = (x.shape[2] - far_y * (rows - 1) - 1) // down + 1
     width = (x.shape[3] - far_x * (columns - 1) - 1) // right + 1
@@ -44,12 +44,28 @@ def conv_sum(x: Tensor, weight: Tensor, node: ir.Conv) -> Tensor:
     """Convolution of float64 integers, exact below ``2**53``."""
     if node.groups == x.shape[1] == weight.shape[0]:
         return depthwise_sum(x, weight, node)
-    return F.conv2d(x, weight, None, node.stride, node.padding, node.dilation, node.groups)
+    x = padded(x, weight, node)
+    return F.conv2d(x, weight, None, node.stride, 0, node.dilation, node.groups)
+
+
+def padded(x: Tensor, weight: Tensor, node: ir.Conv, value: int = 0) -> Tensor:
+    """Images ``(N, C, H, W)`` with the padding of ``node`` around them."""
+    rows, columns = node.pads(x.shape[2:], weight.shape[2:])
+    return F.pad(x, (*columns, *rows), value=value)
+
+
+def conv_transpose_sum(x: Tensor, weight: Tensor, node: ir.ConvTranspose) -> Tensor:
+    """Transposed convolution of float64 integers, exact below ``2**53``."""
+    groups = node.groups
+    # PyTorch wants (C, K / groups, R, S).
+    weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    geometry = node.stride, node.padding, node.output_padding, groups, node.dilation
+    return F.conv_transpose2d(x, weight, None, *geometry)
 
 
 def per_channel(values: Tensor, node: ir.Product) -> Tensor:
     """Per-channel ``values`` shaped to broadcast over the result of ``node``."""
-    return values.view(-1, 1, 1) if isinstance(node, ir.Conv) else values
+    return values if isinstance(node, ir.Linear) else values.view(-1, 1, 1)
 
 
 def scaled(acc: Tensor, multiplier: Tensor, bias: Tensor, node: ir.Product) -> Tensor:

@@ -1,10 +1,22 @@
 """Conformance of offsets, smooth activations, products of tensors, averages and normalization."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from conformance_base import S8, U8, ConformanceBase, kind_of
-from oracle import expected_activation, expected_codes, limits, random_codes, step_of, values_of
+from oracle import (
+    expected_activation,
+    expected_codes,
+    expected_conv_sum,
+    expected_epilogue,
+    limits,
+    random_codes,
+    spread,
+    step_of,
+    values_of,
+)
 from torch.nn import functional as F
 
 from mmclipq.graph import ir
@@ -53,6 +65,58 @@ class FormConformance(ConformanceBase):
     @pytest.mark.parametrize('offset', [8, 64])
     def test_conv_reads_an_offset(self, shape, weight, geometry, offset):
         self.product(shape, weight, (False, 1, offset), seed=sum(shape), **geometry)
+
+    @pytest.mark.parametrize(
+        ('size', 'kernel', 'stride', 'dilation'),
+        [
+            ((7, 8), 3, (2, 2), (1, 1)), ((8, 7), 5, (2, 2), (1, 1)), ((6, 9), 3, (1, 1), (1, 1)),
+            ((9, 5), 3, (1, 2), (2, 1)), ((4, 4), 1, (2, 2), (1, 1)),
+        ],
+    )  # fmt: skip
+    @pytest.mark.parametrize(('groups', 'channels'), [(1, 4), (12, 12)])
+    @pytest.mark.parametrize('kind', [U8, MOVED])
+    def test_conv_with_covering_padding(
+        self, size, kernel, stride, dilation, groups, channels, kind
+    ):
+        kind, out = kind_of(kind), kind_of((True, 1))
+        x = random_codes((2, channels, *size), False, kernel)
+        w = random_codes((12, channels // groups, kernel, kernel), True, 2)
+        around = []
+        for side, step, reach in zip(size, stride, dilation, strict=True):
+            total = max(0, (math.ceil(side / step) - 1) * step + (kernel - 1) * reach + 1 - side)
+            around.append((total // 2, total - total // 2))
+        q = np.pad(x - kind.offset, ((0, 0), (0, 0), *around))
+        acc = expected_conv_sum(q, w, stride, (0, 0), dilation, groups)
+        m, b = spread(acc, out, 3)
+        expected = expected_codes(expected_epilogue(acc, m, b, 'identity', 0.0), out)
+        node = ir.Conv('y', out, 'x', 'w', 'e', 'm', 'b', stride=stride, dilation=dilation,
+                       groups=groups, covering=True)  # fmt: skip
+        self.check(node, self.constants(w, m, b), {'x': (kind, x)}, expected)
+
+    @pytest.mark.parametrize(
+        ('kernel', 'geometry'),
+        [
+            ((2, 2), dict(stride=(2, 2))),
+            ((3, 3), dict(stride=(2, 2), padding=(1, 1), output_padding=(1, 1))),
+            ((4, 4), dict(stride=(2, 2), padding=(1, 1))),
+            ((3, 2), dict(stride=(1, 3), padding=(1, 0), dilation=(2, 1))),
+            ((3, 3), dict(padding=(1, 1), groups=2)),
+        ],
+    )
+    @pytest.mark.parametrize('kind', [S8, MOVED])
+    def test_transposed_convolution(self, kernel, geometry, kind):
+        kind, out = kind_of(kind), kind_of((False, 1))
+        groups = geometry.get('groups', 1)
+        x = random_codes((2, 6, 5, 4), kind.signed, 1)
+        w = random_codes((8, 6 // groups, *kernel), True, 2)
+        weight = w.reshape(groups, 8 // groups, 6 // groups, *kernel).transpose(0, 2, 1, 3, 4)
+        weight = torch.from_numpy(weight.reshape(6, 8 // groups, *kernel)).double()
+        q = torch.from_numpy(x - kind.offset).double()
+        acc = np.rint(F.conv_transpose2d(q, weight, **geometry).numpy()).astype(np.int64)
+        m, b = spread(acc, out, 3)
+        expected = expected_codes(expected_epilogue(acc, m, b, 'relu', 0.0), out)
+        node = ir.ConvTranspose('y', out, 'x', 'w', 'e', 'm', 'b', 'relu', **geometry)
+        self.check(node, self.constants(w, m, b), {'x': (kind, x)}, expected)
 
     @pytest.mark.parametrize('features', [(1, 1), (3, 255), (255, 3)])
     def test_linear_reads_an_offset(self, features):

@@ -1,7 +1,11 @@
 """Lowering: exponents within the clip ranges, signs, epilogue constants, islands that execute."""
 
+import copy
+
 import pytest
 import torch
+from mmcv.cnn import ConvWS2d
+from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
 from torch import nn
 from torch.nn import functional as F
 
@@ -235,3 +239,27 @@ def test_float_islands_execute_close_to_float(lowered, forward):
         found, wanted = found[1]['k'][0], wanted[1]['k'][0]
     assert found.shape == wanted.shape
     assert float((found - wanted).norm() / wanted.norm()) < 0.05
+
+
+@pytest.mark.parametrize(
+    'layer',
+    [
+        Conv2dAdaptivePadding(4, 8, 3, stride=2),
+        Conv2dAdaptivePadding(4, 4, 5, groups=4),
+        ConvWS2d(4, 8, 3, padding=1),
+        nn.ConvTranspose2d(4, 8, 2, stride=2),
+        nn.ConvTranspose2d(4, 8, 3, 2, 1, output_padding=1, groups=2),
+    ],
+    ids=['adaptive', 'adaptive depthwise', 'standardized', 'transposed', 'transposed groups'],
+)
+def test_other_convolutions_become_products(lowered, layer):
+    """The integer graph's values lie within the rounding of the float layer's."""
+    net = Net(lambda m, x: F.silu(m.extra(m.a(x))), extra=copy.deepcopy(layer))
+    images = [torch.randn(2, 4, 13, 18, generator=torch.Generator().manual_seed(3))]
+    graph = lowered(net, images)
+    assert not graph.islands
+    with torch.no_grad():
+        wanted = net(images[0])
+    found = build_backend('reference', graph).run(images[0])
+    assert found.shape == wanted.shape
+    assert (found - wanted).square().mean() < 2e-3 * wanted.square().mean()

@@ -277,8 +277,8 @@ def test_norm_without_running_statistics_stays_in_float(plan):
         ),
         (
             lambda m, x: m.b(m.t(x)),
-            dict(t=nn.ConvTranspose2d(4, 4, 2)),
-            {'t': 'ConvTranspose2d has no int8 form'},
+            dict(t=nn.ConvTranspose1d(4, 4, 2)),
+            {'t': 'ConvTranspose1d has no int8 form'},
         ),
     ],
 )

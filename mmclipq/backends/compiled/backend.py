@@ -120,6 +120,7 @@ class CompiledBackend(ReferenceBackend):
         """Whether a program of this device can run ``node``; else it runs in Python."""
         types = [node.type, *(self.types[name] for name in node.inputs)]
         plain = getattr(node, 'activation', 'identity') in ACTIVATIONS
+        plain &= not getattr(node, 'covering', False)
         return isinstance(node, COMPILED) and plain and not any(kind.offset for kind in types)
 
     @abstractmethod

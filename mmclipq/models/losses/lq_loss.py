@@ -92,7 +92,7 @@ class LqLoss(nn.Module):
     def forward(self, layers: Iterable[ClipMixin], iteration: int = 0) -> Tensor:
         """Scalar loss over the layers that train and whose weight range is known."""
         distances = [
-            _SquaredDistance.apply(layer.weight, layer.weight_exponent, self.target)
+            _SquaredDistance.apply(layer.product_weight(), layer.weight_exponent, self.target)
             for layer in layers
             if layer.weight_exponent is not None and layer.weight.requires_grad
         ]
