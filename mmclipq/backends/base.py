@@ -262,6 +262,10 @@ class Backend(ABC):
         """Largest code of each window."""
 
     @abstractmethod
+    def slice(self, node: ir.Slice, x: Any) -> Any:
+        """Every so many rows and columns."""
+
+    @abstractmethod
     def flatten(self, node: ir.Flatten, x: Any) -> Any:
         """Channels, rows and columns as one axis."""
 

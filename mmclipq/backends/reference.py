@@ -116,6 +116,10 @@ class ReferenceBackend(Backend):
         size = None if like is None else like.shape[2:]
         return F.interpolate(x.float(), size, node.scale, mode='nearest').to(x.dtype)
 
+    def slice(self, node, x):
+        (top, left), (down, right) = node.start, node.step
+        return x[:, :, top::down, left::right]
+
     def flatten(self, node, x):
         return x.flatten(1)
 

@@ -125,6 +125,15 @@ class Upsample(Node):
 
 
 @dataclass(frozen=True)
+class Slice(Node):
+    """Every ``step``-th row and column from ``start`` on, of ``(N, C, H, W)``; type of ``x``."""
+
+    x: str
+    start: tuple[int, int] = (0, 0)
+    step: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True)
 class Flatten(Node):
     """Codes ``(N, C, H, W)`` as rows ``(N, C * H * W)``, channel by channel; type of ``x``."""
 
@@ -206,6 +215,7 @@ NODE_KINDS: dict[str, type[Node]] = {
         Concat,
         MaxPool,
         Upsample,
+        Slice,
         Flatten,
         RoIAlign,
         FloatCall,

@@ -22,6 +22,7 @@ from .nodes import (
     Quantize,
     Requantize,
     RoIAlign,
+    Slice,
     Upsample,
     iter_refs,
 )
@@ -156,7 +157,7 @@ def validate(nodes: Sequence[Node], outputs: Any, constants: Mapping[str, Tensor
             raise GraphError(f'{node.name}: found float32 input {node.inputs[1]!r}, wanted codes')
         if isinstance(node, (Add, AvgPool, Mul, Requantize)) and not node.type.is_codes:
             raise GraphError(f'{node.name}: found float32 as the result, wanted codes')
-        if isinstance(node, (Flatten, MaxPool, Upsample)) and read[0] != node.type:
+        if isinstance(node, (Flatten, MaxPool, Slice, Upsample)) and read[0] != node.type:
             raise GraphError(f'{node.name}: found type {read[0]}, wanted {node.type} as its input')
         if isinstance(node, Concat) and any(kind != node.type for kind in read):
             raise GraphError(f'{node.name}: found other types among its inputs than {node.type}')
@@ -172,6 +173,8 @@ def validate(nodes: Sequence[Node], outputs: Any, constants: Mapping[str, Tensor
             _check_channels(node, constants)
         if isinstance(node, AvgPool):
             _check_pool(node)
+        if isinstance(node, Slice) and (min(node.start) < 0 or min(node.step) < 1):
+            raise GraphError(f'{node.name}: found start {node.start} and step {node.step}')
         types[node.name] = node.type
     for ref in iter_refs(outputs):
         if ref.name not in types:

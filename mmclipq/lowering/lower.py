@@ -86,6 +86,9 @@ class _Emitter:
             elif unit.kind == 'max_pool':
                 codes = self.codes(unit.operands[0])
                 self.emit(ir.MaxPool(unit.path, self.types[unit], codes, **unit.options))
+            elif unit.kind == 'slice':
+                codes = self.codes(unit.operands[0])
+                self.emit(ir.Slice(unit.path, self.types[unit], codes, **unit.options))
             elif unit.kind == 'flatten':
                 self.emit(ir.Flatten(unit.path, self.types[unit], self.codes(unit.operands[0])))
             elif unit.kind == 'roi_align':

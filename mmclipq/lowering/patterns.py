@@ -35,7 +35,8 @@ class Op:
     Attributes:
         kind: ``conv``, ``conv_transpose``, ``linear``, ``norm``, ``scale``, ``activation``,
             ``add``, ``mul``, ``group_norm``, ``layer_norm``, ``avg_pool``, ``concat``,
-            ``max_pool``, ``upsample``, ``flatten``, ``roi_align``, ``identity`` or ``float``.
+            ``max_pool``, ``upsample``, ``slice``, ``flatten``, ``roi_align``, ``identity`` or
+            ``float``.
         operands: The fx nodes read as codes, then those that an upsampling or RoIAlign reads beside
             them.
         module: The layer, for products and norms.
@@ -167,6 +168,23 @@ def _is_number(value: Any) -> bool:
     return value.op == 'call_function' and bool(inputs) and all(map(_is_number, inputs))
 
 
+def _read_slice(index: Any) -> dict[str, Any] | None:
+    """Start and step of the rows and columns that an index takes; None if it takes others."""
+    if not isinstance(index, tuple) or not 2 <= len(index) <= 4:
+        return None
+    *first, rows, columns = index
+    whole = all(part is Ellipsis or part == slice(None) for part in first)
+    if not whole or len(first) != (1 if Ellipsis in first else 2):
+        return None
+    parts = [rows, columns]
+    if not all(isinstance(part, slice) and part.stop is None for part in parts):
+        return None
+    start = tuple(part.start or 0 for part in parts)
+    step = tuple(part.step or 1 for part in parts)
+    plain = all(isinstance(number, int) for number in start + step)
+    return {'start': start, 'step': step} if plain and min(start) >= 0 and min(step) > 0 else None
+
+
 def _constant_factor(node: fx.Node) -> float | None:
     """The number by which a call multiplies a tensor; None if it does not."""
     if node.kwargs or len(node.args) != 2 or len(node.all_input_nodes) != 1:
@@ -263,6 +281,8 @@ def _read_call(node: fx.Node) -> Op:
         return _op('avg_pool', x)
     if target in (torch.flatten, 'flatten') and args[1:] == (1,) and not kwargs:
         return _op('flatten', x)
+    if target is operator.getitem and (found := _read_slice(args[1])) is not None:
+        return _op('slice', x, **found)
     factor = _constant_factor(node)
     if factor is not None:
         return _op('scale', *node.all_input_nodes, factor=factor)

@@ -21,7 +21,7 @@ NORMS = ('affine', 'group_norm', 'layer_norm')
 """Units that read codes and may give codes or float32."""
 ACTIVATED = ('add', 'mul', *NORMS)
 """Units that stand alone and into which an activation behind them fuses."""
-SAME_TYPE = ('concat', 'flatten', 'max_pool', 'upsample')
+SAME_TYPE = ('concat', 'flatten', 'max_pool', 'slice', 'upsample')
 """Units whose result has the codes of their operands, so that all share one range."""
 
 
@@ -32,8 +32,8 @@ class Unit:
     Attributes:
         kind: ``input``, ``conv``, ``conv_transpose``, ``linear``, ``add``, ``mul``,
             ``activation``, ``affine`` (a batch norm alone), ``group_norm``, ``layer_norm``,
-            ``avg_pool``, ``concat``, ``max_pool``, ``upsample``, ``flatten``, ``roi_align`` or
-            ``float``.
+            ``avg_pool``, ``concat``, ``max_pool``, ``upsample``, ``slice``, ``flatten``,
+            ``roi_align`` or ``float``.
         node: The fx node that computes the unit's result (the last one fused).
         start: The first one; the same where nothing is fused.
         operands: Units read; for a product the input first, then the residual if there is one.

@@ -311,6 +311,7 @@ class FormConformance(ConformanceBase):
             ir.Concat('cat', kind, ('a', 'b')),
             ir.MaxPool('pool', kind, 'cat', (3, 3), (2, 2), (1, 1)),
             ir.Upsample('up', kind, 'pool', scale=(2.0, 2.0)),
+            ir.Slice('slice', kind, 'up', (1, 0), (2, 3)),
             ir.Flatten('flat', kind, 'up'),
         ]
         found, _ = self.execute(nodes, {}, codes)
@@ -320,4 +321,5 @@ class FormConformance(ConformanceBase):
         self.check_codes(found['cat'], whole, kind)
         self.check_codes(found['pool'], pooled, kind)
         self.check_codes(found['up'], up, kind)
+        self.check_codes(found['slice'], up[:, :, 1::2, ::3], kind)
         self.check_codes(found['flat'], up.reshape(2, -1), kind)

@@ -232,6 +232,24 @@ def test_normalization_takes_the_activation_behind_it(plan, norm, kind):
     assert unit_named(found, 'n').non_negative
 
 
+@pytest.mark.parametrize(
+    ('index', 'options'),
+    [
+        (lambda x: x[..., ::2, 1::2], dict(start=(0, 1), step=(2, 2))),
+        (lambda x: x[:, :, 3:, :], dict(start=(3, 0), step=(1, 1))),
+    ],
+)
+def test_strided_slices_of_an_image_are_codes(plan, index, options):
+    found = plan(Net(lambda m, x: m.b(index(m.a(x)))))
+    assert kinds(found) == ['input', 'conv', 'slice', 'conv']
+    assert unit_named(found, 'getitem').options == options
+
+
+@pytest.mark.parametrize('index', [lambda x: x[:, :2], lambda x: x[:, :, :4, ::2]])
+def test_other_slices_are_islands(plan, index):
+    assert 'slice' not in kinds(plan(Net(lambda m, x: m.c(index(m.a(x))), c=conv(2))))
+
+
 def test_products_of_sizes_are_no_tensors(plan):
     def forward(m, x):
         y = m.a(x)
