@@ -17,6 +17,8 @@ _LAZY = {
     'quantize': 'apis',
     'save_int8': 'apis',
     'load_int8': 'apis',
+    'with_clipq': 'apis',
+    'clipq_hooks': 'apis',
     'Int8Graph': 'graph',
     'Int8Detector': 'detector',
 }

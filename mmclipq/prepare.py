@@ -106,7 +106,14 @@ def _reason_to_leave(module: nn.Module, owner: nn.Module | None) -> str | None:
     return f'{kind} is no plain Conv2d or Linear'
 
 
-def _check_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
+def check_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A copy of a layer's options: ``input_range``, ``weight_range``, ``round`` or ``skip``.
+
+    Raises:
+        ClipQError: naming ``where`` and an unknown option or a range that is no power of two.
+    """
+    if not isinstance(options, Mapping):
+        raise ClipQError(f'{where}: found {options!r}, wanted a dict of {sorted(_OPTIONS)}')
     unknown = set(options) - _OPTIONS
     for name in ('input_range', 'weight_range'):
         if name in options:
@@ -114,6 +121,19 @@ def _check_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
     if unknown:
         raise ClipQError(f'{where}: found {sorted(unknown)}, wanted options of {sorted(_OPTIONS)}')
     return dict(options)
+
+
+def check_rule(rule: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Layer-name pattern and options of a rule.
+
+    Raises:
+        ClipQError: if there is no pattern, or an option is wrong.
+    """
+    options = dict(rule) if isinstance(rule, Mapping) else {}
+    pattern = options.pop('pattern', None)
+    if not isinstance(pattern, str):
+        raise ClipQError(f"rules: found {rule} without 'pattern', wanted a layer-name pattern")
+    return pattern, check_options(options, f'rule {pattern!r}')
 
 
 def layer_options(
@@ -128,9 +148,9 @@ def layer_options(
     Raises:
         ClipQError: for an unknown option, or a pattern that matches no layer.
     """
-    options = {name: _check_options(defaults, 'clipq') for name in names}
+    options = {name: check_options(defaults, 'clipq') for name in names}
     if first_layer and names:
-        options[names[0]].update(_check_options(first_layer, 'first_layer'))
+        options[names[0]].update(check_options(first_layer, 'first_layer'))
     if last_layer:
         last = [n for n in names if any(fnmatchcase(n, p) for p in PREDICTION_LAYERS)]
         if not last:
@@ -139,12 +159,9 @@ def layer_options(
                 'wanted one; write a rule with a pattern instead'
             )
         for name in last:
-            options[name].update(_check_options(last_layer, 'last_layer'))
+            options[name].update(check_options(last_layer, 'last_layer'))
     for rule in rules:
-        rule = dict(rule)
-        pattern = rule.pop('pattern', None)
-        if not isinstance(pattern, str):
-            raise ClipQError(f"rules: found {rule} without 'pattern', wanted a layer-name pattern")
+        pattern, changes = check_rule(rule)
         matched = [name for name in names if fnmatchcase(name, pattern)]
         if not matched:
             raise ClipQError(
@@ -152,7 +169,7 @@ def layer_options(
                 f'names look like {list(names[:3])}'
             )
         for name in matched:
-            options[name].update(_check_options(rule, f'rule {pattern!r}'))
+            options[name].update(changes)
     return options
 
 

@@ -4,6 +4,7 @@
 import argparse
 import sys
 
+from mmclipq.apis.clipq_flag import add_clipq_flag
 from mmclipq.apis.mmdet_tools import check_device, find_config, one_sentence_errors
 from mmclipq.apis.quantize_checkpoint import export_checkpoint
 
@@ -19,13 +20,18 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override config entries'
     )
+    add_clipq_flag(parser)
     args = parser.parse_args(arguments)
     args.config = find_config(args.config)
     check_device(args.device)
 
     from mmengine.config import Config, DictAction
 
+    from mmclipq.apis.clipq_config import with_clipq
+
     cfg = Config.fromfile(args.config)
+    if args.clipq is not None:
+        cfg = with_clipq(cfg, args.clipq)
     if args.cfg_options:
         override = argparse.ArgumentParser()
         override.add_argument('--cfg-options', nargs='+', action=DictAction)

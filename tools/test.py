@@ -2,21 +2,27 @@
 """MMDetection's own ``tools/test.py`` with ``--int8``: the AP of integer execution.
 
 With ``--int8`` CHECKPOINT is a ``.clipq`` file, an end-to-end ``.onnx`` or ``.xml`` file, or a
-float checkpoint, which is calibrated and converted on the fly. Without it this is mmdet's tool. All
-other flags are mmdet's in both cases.
+float checkpoint, which is calibrated and converted on the fly. Without it this is mmdet's tool.
+``--clipq`` makes the config that of ``tools/train.py --clipq``: its options convert a float
+checkpoint, and without ``--int8`` the float detector has its clipped layers. All other flags are
+mmdet's.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+from mmclipq.apis.clipq_flag import add_clipq_flag, first_config_clipped
 from mmclipq.apis.mmdet_tools import check_file, one_sentence_errors, run_mmdet_tool
 from mmclipq.errors import ClipQError
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        add_help=False,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('--int8', action='store_true', help='evaluate integer execution')
     parser.add_argument(
@@ -24,6 +30,7 @@ def main(arguments: list[str]) -> None:
         help='auto, cpu, cuda, int_mm, reference, simulated, onnxruntime, openvino or table',
     )  # fmt: skip
     parser.add_argument('--calib-images', type=int, help='images to calibrate a float checkpoint')
+    add_clipq_flag(parser)
     options, rest = parser.parse_known_args(arguments)
     if '-h' in rest or '--help' in rest:
         parser.print_help()
@@ -45,7 +52,8 @@ def main(arguments: list[str]) -> None:
         raise ClipQError(f'{rest[1]}: found a {suffix} file without --int8; add --int8')
     elif len(rest) > 1 and not rest[1].startswith('-') and '://' not in rest[1]:
         check_file(rest[1], 'a checkpoint (.pth)')
-    run_mmdet_tool('test', rest)
+    with first_config_clipped(options.clipq):
+        run_mmdet_tool('test', rest)
 
 
 if __name__ == '__main__':

@@ -1,17 +1,38 @@
 #!/usr/bin/env python
-"""MMDetection's own ``tools/train.py``, same flags, with mmclipq imported.
+"""MMDetection's own ``tools/train.py``, same flags, and ``--clipq`` for any detector's config.
 
-The import makes ``mmclipq::`` bases resolve and MMEngine's checkpoints load on a current PyTorch.
+``--clipq [KEY=VALUE ...]`` adds mmclipq's base to the config: its hooks behind the config's own,
+and the section ``clipq`` with these options, such as ``input_range=8 lq.loss_weight=0.2``. The
+config that is written to the work folder has both and needs no ``--clipq``.
 """
 
+import argparse
 import sys
 
 import torch
 
+from mmclipq.apis.clipq_flag import add_clipq_flag, first_config_clipped
 from mmclipq.apis.mmdet_tools import one_sentence_errors, run_mmdet_tool
 
-if __name__ == '__main__':
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        add_help=False,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_clipq_flag(parser)
+    options, rest = parser.parse_known_args(arguments)
+    if '-h' in rest or '--help' in rest:
+        parser.print_help()
+        print("\nmmdet's own flags:\n")
     # Fresh deep networks meet denormal numbers, on which a CPU is several times slower.
     torch.set_flush_denormal(True)
+    with first_config_clipped(options.clipq):
+        run_mmdet_tool('train', rest)
+
+
+if __name__ == '__main__':
     with one_sentence_errors():
-        run_mmdet_tool('train', sys.argv[1:])
+        main(sys.argv[1:])

@@ -8,8 +8,8 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 
 from mmclipq import fixed_point as fp
+from mmclipq.apis.clipq_config import DEFAULTS, clipq_options
 from mmclipq.engine import ClipQHook
-from mmclipq.engine.hooks.clipq_hook import DEFAULTS, clipq_options
 from mmclipq.errors import ClipQError
 from mmclipq.layers import ClipConv
 from mmclipq.prepare import clip_layers, ranges_state

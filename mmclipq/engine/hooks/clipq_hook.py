@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -10,7 +9,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from ...errors import ClipQError
+from ...apis.clipq_config import clipq_options
 from ...models.losses import LqLoss
 from ...prepare import (
     clip_layers,
@@ -24,42 +23,7 @@ from ...prepare import (
 )
 from ...registry import HOOKS, MODELS
 
-DEFAULTS: dict[str, Any] = {
-    'input_range': 'auto',
-    'weight_range': 'auto',
-    'round': False,
-    'rules': (),
-    'first_layer': None,
-    'last_layer': None,
-    'observe_iters': 8,
-    'percentile': 99.99,
-    'lq': {'loss_weight': 0.1},
-    'int8': {},
-}
-"""Options of the ``clipq`` section of a config and their defaults."""
-
 CHECKPOINT_KEY = 'clipq'
-
-
-def clipq_options(section: Mapping[str, Any] | None, **overrides: Any) -> dict[str, Any]:
-    """The ``clipq`` section with defaults filled in.
-
-    Raises:
-        ClipQError: naming an option that does not exist or a number that makes no sense.
-    """
-    options = {**DEFAULTS, **(section or {}), **overrides}
-    unknown = sorted(set(options) - set(DEFAULTS))
-    if unknown:
-        raise ClipQError(f'clipq: found options {unknown}, wanted some of {sorted(DEFAULTS)}')
-    if options['observe_iters'] < 1:
-        raise ClipQError(
-            f'clipq: found observe_iters={options["observe_iters"]}, wanted at least 1'
-        )
-    if not 0 < options['percentile'] <= 100:
-        raise ClipQError(
-            f'clipq: found percentile={options["percentile"]}, wanted one above 0, at most 100'
-        )
-    return options
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
