@@ -9,12 +9,16 @@ from pathlib import Path
 import mmdet
 import pytest
 from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
 
 import mmclipq
 from mmclipq.apis import build_detector
-from mmclipq.engine.hooks.clipq_hook import DEFAULTS, ClipQHook, clipq_options
+from mmclipq.apis.clipq_config import DEFAULTS, clipq_options
+from mmclipq.engine import ClipQHook
 from mmclipq.models.losses import LqLoss
-from mmclipq.prepare import clip_layers, prepare_model, prepare_options
+from mmclipq.prepare import prepare_model, prepare_options
 from mmclipq.registry import HOOKS
 
 ROOT = Path(__file__).parents[1]
@@ -150,14 +154,41 @@ def test_training_tool_runs_a_config_of_another_project(tmp_path, digits_root, w
     assert (tmp_path / 'out' / 'iter_1_int8.clipq').is_file()
 
 
-def test_config_with_own_hooks_keeps_them():
-    stock = Config.fromfile(
-        Path(mmdet.__file__).parent / '.mim/configs/yolox' / 'yolox_tiny_8xb8-300e_coco.py'
-    )
-    ours = load(Path('clipq_yolox_tiny.py'))
+OWN_HOOKS = {
+    'clipq_yolox_tiny.py': 'yolox/yolox_tiny_8xb8-300e_coco.py',
+    'clipq_rtmdet_tiny.py': 'rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+    'clipq_ssdlite.py': 'ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py',
+}
+
+
+@pytest.mark.parametrize('name', OWN_HOOKS)
+def test_config_with_own_hooks_keeps_them(name):
+    stock = Config.fromfile(Path(mmdet.__file__).parent / '.mim' / 'configs' / OWN_HOOKS[name])
+    ours = load(Path(name))
     types = [hook['type'] for hook in ours.custom_hooks]
     assert types == [hook['type'] for hook in stock.custom_hooks] + HOOK_TYPES
     assert {k: v for k, v in ours.model.items() if k != '_scope_'} == stock.model
-    prepared = build_detector(ours.model)
-    prepare_model(prepared, **prepare_options(clipq_options(ours.get('clipq'))))
-    assert 'backbone.stem.conv.conv' in dict(clip_layers(prepared))
+
+
+COCO = [path for path in DETECTORS if len(path.parts) == 1]
+
+
+@pytest.mark.parametrize('path', COCO, ids=str)
+def test_leaf_config_is_short_and_trains_its_stock_detector(path):
+    text = (ROOT / 'configs' / path).read_text().splitlines()
+    assert len([line for line in text if line and not line.startswith('#')]) <= 12
+    cfg = load(path)
+    init_default_scope('mmdet')
+    Compose(cfg.train_dataloader.dataset.get('pipeline', []))
+    model = build_detector(cfg.model)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    assert min(group['lr'] for group in wrapper.param_groups) > 0
+    assert cfg.train_cfg.max_epochs <= 12
+
+
+def test_rtmdet_leaf_trains_on_the_pipeline_of_the_last_stage():
+    cfg = load(Path('clipq_rtmdet_tiny.py'))
+    types = [step['type'] for step in cfg.train_dataloader.dataset.pipeline]
+    assert 'CachedMosaic' not in types
+    switch = next(hook for hook in cfg.custom_hooks if hook['type'] == 'PipelineSwitchHook')
+    assert types == [step['type'] for step in switch['switch_pipeline']]

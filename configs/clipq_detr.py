@@ -1,0 +1,9 @@
+# Stock DETR on COCO, fine-tuned for int8.
+# Start it at a trained stock DETR: --cfg-options load_from=CHECKPOINT
+_base_ = ['mmdet::detr/detr_r50_8xb2-150e_coco.py', './_base_/clipq.py']
+
+optim_wrapper = dict(optimizer=dict(lr=1e-5))
+param_scheduler = [
+    dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True, eta_min=1e-7),
+]
+train_cfg = dict(max_epochs=6, val_interval=3)
