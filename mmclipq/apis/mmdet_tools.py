@@ -42,7 +42,7 @@ def _shipped(kind: str) -> list[Path]:
 
 
 def find_config(name: str) -> str:
-    """Path of a detector config: a file, or one of mmdet's own by the name of its file.
+    """Path of a detector config: a file, or one of mmdet's own by its name or the end of its path.
 
     Raises:
         ClipQError: if there is none, or mmdet has several of this name.
@@ -50,7 +50,7 @@ def find_config(name: str) -> str:
     if Path(name).is_file():
         return name
     found = []
-    if name and name == Path(name).name:
+    if name and not Path(name).is_absolute() and '..' not in Path(name).parts:
         found = [path for folder in _shipped('configs') for path in folder.rglob(name)]
     if len(found) != 1:
         several = f'found {len(found)} configs of mmdet' if found else 'found no file'
