@@ -23,10 +23,10 @@ _COLUMNS = (
 )
 
 _INTRODUCTION = """\
-Each detector is a config of mmdet with fresh weights: initialised as for a training, batch norms with
-random affine maps and the statistics of the images, no checkpoint. Images are drawn, {size} pixels
-high and wide unless anchors are made for another size; {images} are calibrated on, half as many others
-predicted on. So this shows what works and how exactly, not accuracy.
+Each detector is a config of mmdet with fresh weights: initialised as for a training, batch norms
+with random affine maps and the statistics of the images, no checkpoint. Images are drawn, {size}
+pixels high and wide unless anchors are made for another size; {images} are calibrated on, half as
+many others predicted on. So this shows what works and how exactly, not accuracy.
 """
 
 _MEANING = """\
