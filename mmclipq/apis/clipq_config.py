@@ -29,7 +29,7 @@ DEFAULTS: dict[str, Any] = {
 """Options of the ``clipq`` section of a config and their defaults."""
 
 _LQ = frozenset(inspect.signature(LqLoss).parameters)
-_INT8 = frozenset({'calib_images', 'method'})
+_INT8 = frozenset({'calib_images', 'method', 'offsets'})
 _TRAINING_HOOK = 'ClipQHook'
 
 
