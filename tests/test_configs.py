@@ -51,7 +51,7 @@ def test_detector_builds_and_its_clipq_section_fits(path):
         HOOK_TYPES if path.name.startswith('clipq') else []
     )
     options = clipq_options(cfg.get('clipq'))
-    assert len(prepare_model(detector, **prepare_options(options)).clipped) > 50
+    assert len(prepare_model(detector, **prepare_options(options)).clipped) > 30
 
 
 def float_control(path: Path) -> Path:
