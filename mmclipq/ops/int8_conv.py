@@ -110,6 +110,10 @@ def _node(
     )  # fmt: skip
 
 
+def _layer(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, node: ir.Conv) -> Layer:
+    return Layer(node, weight, multiplier, bias, x.dtype == torch.int8)
+
+
 def _empty_result(x: Tensor, product: Layer) -> Tensor:
     shape = product.result_shape(x.shape)
     return torch.empty(shape, dtype=product.dtype, device=x.device, memory_format=memory_format(4))
@@ -146,7 +150,7 @@ def launch(
 def _on_cpu(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, **options: Any) -> Tensor:
     node = _node(**options)
     _check(x, weight, multiplier, bias, node)
-    Layer(node, weight, multiplier, bias).result_shape(x.shape)  # refuses an image too small
+    _layer(x, weight, multiplier, bias, node).result_shape(x.shape)  # refuses an image too small
     v = scaled(conv_sum(x.double(), weight.double(), node), multiplier, bias, node)
     return finish(v, node).contiguous(memory_format=memory_format(4))
 
@@ -161,7 +165,7 @@ def _without_data(
 ) -> Tensor:
     node = _node(**options)
     _check(x, weight, multiplier, bias, node)
-    return _empty_result(x, Layer(node, weight, multiplier, bias))
+    return _empty_result(x, _layer(x, weight, multiplier, bias, node))
 
 
 _OP = 'mmclipq::int8_conv2d'

@@ -11,7 +11,10 @@ from torch import Tensor
 from .. import fixed_point as fp
 from ..errors import ClipQError
 from ..graph import ir
+from .steps import Window
 
+TYPES = {torch.int8: 0, torch.uint8: 1, torch.float32: 2}
+"""Numbers of the types of tensors in C++."""
 ACTIVATIONS = {'identity': 0, 'relu': 1, 'leaky_relu': 1, 'relu6': 2}
 """Numbers of the activations in C++; ReLU is a leaky one of slope 0."""
 
@@ -25,11 +28,14 @@ class Layer:
         node: The layer.
         weight: int8 codes, ``(K, C / groups, R, S)`` or ``(K, C)``.
         multiplier, bias: Float32 ``(K,)`` of the epilogue.
+        x_signed: Whether the input codes are int8, else uint8.
         residual_type: Type of the codes added, or None.
 
     Attributes:
         dtype: Of the result.
         kernel: Rows and columns of a convolution's kernel, empty for a linear layer.
+        window: The same with its steps for C++; a linear layer has a kernel of one pixel.
+        groups: Of a convolution, 1 of a linear layer.
         outputs: K.
         multiplier, bias: Float32 ``(K,)``, for results in steps.
         activation: One of the numbers in :data:`ACTIVATIONS`.
@@ -43,13 +49,18 @@ class Layer:
         weight: Tensor,
         multiplier: Tensor,
         bias: Tensor,
+        x_signed: bool,
         residual_type: ir.TensorType | None = None,
     ) -> None:
-        self.node = node
+        self.node, self.x_signed, self.residual_type = node, x_signed, residual_type
         self.dtype = fp.code_dtype(node.type.signed) if node.type.is_codes else torch.float32
         step = node.type.step_exponent if node.type.is_codes else 0
         scale = math.ldexp(1.0, -step)
         self.kernel = tuple(weight.shape[2:])
+        self.window, self.groups = Window((1, 1), (1, 1), (0, 0), (1, 1)), 1
+        if isinstance(node, ir.Conv):
+            self.window = Window(self.kernel, node.stride, node.padding, node.dilation)
+            self.groups = node.groups
         self.outputs = weight.shape[0]
         self.multiplier = (multiplier * scale).contiguous()
         self.bias = (bias * scale).contiguous()

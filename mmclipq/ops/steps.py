@@ -8,10 +8,10 @@ from __future__ import annotations
 import ctypes
 
 PAIR = ctypes.c_int64 * 2
-_INT, _LONG, _FLOAT, _POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+INT, LONG, FLOAT, POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
 
-def _fields(**types: type) -> list[tuple[str, type]]:
+def fields(**types: type) -> list[tuple[str, type]]:
     """Fields of a structure; a name may stand for several, separated by underscores twice."""
     return [(name, kind) for names, kind in types.items() for name in names.split('__')]
 
@@ -19,109 +19,114 @@ def _fields(**types: type) -> list[tuple[str, type]]:
 class Place(ctypes.Structure):
     """Where a tensor starts: number of the buffer and bytes before it; -1 is no tensor."""
 
-    _fields_ = _fields(buffer__offset=_LONG)
+    _fields_ = fields(buffer__offset=LONG)
 
 
 class Rows(ctypes.Structure):
     """How a result lies: ``rows`` runs of ``channels`` items that start ``stride`` items apart."""
 
-    _fields_ = _fields(rows__channels__stride=_LONG)
+    _fields_ = fields(rows__channels__stride=LONG)
+
+
+class Maps(ctypes.Structure):
+    """Images that a step reads, and the rows and columns that it writes of each."""
+
+    _fields_ = fields(images__height__width__channels__rows__columns=LONG)
+
+
+class Window(ctypes.Structure):
+    """Windows of a convolution or of pooling, each pair for rows and columns."""
+
+    _fields_ = fields(kernel__step__padding__dilation=PAIR)
 
 
 class ProductStep(ctypes.Structure):
     """A convolution or linear layer at one shape, on the CPU."""
 
-    _fields_ = _fields(compiled=_POINTER, src__dst__scratchpad=Place)
+    _fields_ = fields(compiled=POINTER, src__dst__scratchpad=Place)
 
 
 class CudaProductStep(ctypes.Structure):
     """The same on a GPU: ``ClipqProductStep`` of ``csrc/cuda/product.cuh``."""
 
-    _fields_ = _fields(
+    _anonymous_ = ('maps', 'window')
+    _fields_ = fields(
+        maps=Maps,
+        window=Window,
         src__dst__residual__sums__counters=Place,
-        weight__multiplier__bias__row_of__column_of=_POINTER,
-        images__height__width__channels__rows__columns__outputs__depth__groups=_LONG,
-        src_stride__dst_stride__residual_stride__residual_height__residual_width=_LONG,
-        kernel__step__padding__dilation=PAIR,
-        src_signed__dst_kind__activation__residual_signed__residual_order=_INT,
-        wide_dst__wide_residual__tile__splits=_INT,
-        alpha__residual_scale=_FLOAT,
+        weight__multiplier__bias__row_of__column_of=POINTER,
+        outputs__depth__groups=LONG,
+        src_stride__dst_stride__residual_stride__residual_height__residual_width=LONG,
+        src_signed__dst_kind__activation__residual_signed__residual_order=INT,
+        wide_dst__wide_residual__tile__splits=INT,
+        alpha__residual_scale=FLOAT,
     )
 
 
 class Sum(ctypes.Structure):
     """Codes of the activated sum of two code tensors, or of one alone in another range."""
 
-    _fields_ = _fields(
+    _fields_ = fields(
         a__b__dst=Place,
         rows=Rows,
-        a_signed__b_signed__dst_signed__activation=_INT,
-        a_step__b_step__scale__alpha=_FLOAT,
+        a_signed__b_signed__dst_signed__activation=INT,
+        a_step__b_step__scale__alpha=FLOAT,
     )
 
 
 class Quantize(ctypes.Structure):
     """Codes of float32 values that lie as planes or with channels last."""
 
-    _fields_ = _fields(
-        src__dst=Place, rows=Rows, pixels=_LONG, planes__dst_signed=_INT, scale=_FLOAT
-    )
+    _fields_ = fields(src__dst=Place, rows=Rows, pixels=LONG, planes__dst_signed=INT, scale=FLOAT)
 
 
 class Dequantize(ctypes.Structure):
     """Float32 values of codes."""
 
-    _fields_ = _fields(src__dst=Place, count=_LONG, src_signed=_INT, step=_FLOAT)
+    _fields_ = fields(src__dst=Place, count=LONG, src_signed=INT, step=FLOAT)
 
 
 class Copy(ctypes.Structure):
     """The same codes at another place."""
 
-    _fields_ = _fields(src__dst=Place, rows=Rows)
+    _fields_ = fields(src__dst=Place, rows=Rows)
 
 
 class MaxPool(ctypes.Structure):
     """Largest code of each window."""
 
-    _fields_ = _fields(
-        src__dst=Place,
-        images__height__width__channels__rows__columns__stride=_LONG,
-        kernel__step__padding__dilation=PAIR,
-        is_signed=_INT,
-    )
+    _anonymous_ = ('maps', 'window')
+    _fields_ = fields(maps=Maps, window=Window, src__dst=Place, stride=LONG, is_signed=INT)
 
 
 class Upsample(ctypes.Structure):
     """Rows and columns of the source, by their numbers."""
 
-    _fields_ = _fields(
-        src__dst=Place,
-        images__height__width__rows__columns__channels__stride=_LONG,
-        row_of__column_of=_POINTER,
-    )
+    _anonymous_ = ('maps',)
+    _fields_ = fields(maps=Maps, src__dst=Place, stride=LONG, row_of__column_of=POINTER)
 
 
 class Flatten(ctypes.Structure):
     """Channels last to channels first."""
 
-    _fields_ = _fields(src__dst=Place, images__pixels__channels=_LONG)
+    _fields_ = fields(src__dst=Place, images__pixels__channels=LONG)
 
 
 class Level(ctypes.Structure):
     """One level that RoIAlign reads."""
 
-    _fields_ = _fields(codes=Place, height__width=_LONG, scale=_FLOAT)
+    _fields_ = fields(codes=Place, height__width=LONG, scale=FLOAT)
 
 
 class RoIAlign(ctypes.Structure):
     """Averages of bilinear samples of codes in regions."""
 
-    _fields_ = _fields(
+    _fields_ = fields(
         rois__dst=Place,
         level=ctypes.POINTER(Level),
-        count__levels__channels__rows__columns__sampling_ratio=_LONG,
-        aligned__src_signed__dst_signed=_INT,
-        finest_scale__scale=_FLOAT,
+        count__levels__channels__rows__columns__sampling_ratio=LONG,
+        aligned__src_signed__dst_signed=INT,
+        finest_scale__scale=FLOAT,
     )
 
 
@@ -132,7 +137,7 @@ KINDS = (ProductStep, Sum, Quantize, Dequantize, Copy, MaxPool, Upsample, Flatte
 class Step(ctypes.Structure):
     """One step of a program: its kind and its structure."""
 
-    _fields_ = _fields(kind=_LONG, step=_POINTER)
+    _fields_ = fields(kind=LONG, step=POINTER)
 
 
 def number_of(step: ctypes.Structure) -> int:

@@ -151,7 +151,9 @@ class CudaBackend(CompiledBackend):
         """Give ``step`` the fastest of the best tiles, measured once for each kind of product."""
         if self.device.type != 'cuda':
             return
-        key = self.device, bytes(step)[type(step).images.offset :]
+        kind = bytes(step)  # without places and pointers
+        kind = kind[: type(step).src.offset] + kind[type(step).outputs.offset :]
+        key = self.device, kind
 
         def measure(choice: Choice) -> float:
             step.tile, step.splits = choice.tile.number, choice.splits

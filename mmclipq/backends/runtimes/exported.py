@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...errors import ClipQError
 from ...exporters.onnx_file import graph_model
+from ...exporters.packages import missing
 from ...exporters.qdq import leaves_by_name
 from ...exporters.targets import DEFAULT_TARGET
 from ...graph import ir
@@ -22,9 +23,20 @@ class ExportedBackend(Backend):
     """Runs a graph as a whole in another runtime; tensors inside are seen through :meth:`codes`.
 
     Codes may differ from the reference's by single steps: the runtime adds in its own order.
+
+    Attributes:
+        target: What the graph is exported for, see :mod:`mmclipq.exporters.targets`.
+        package: The runtime's package.
     """
 
     target = DEFAULT_TARGET
+    package: str
+
+    @classmethod
+    def unavailable(cls, device: str) -> str:
+        if torch.device(device).type != 'cpu':
+            return f'found device {device!r}, wanted cpu'
+        return missing('onnx', cls.package)
 
     def __init__(
         self, graph: ir.Int8Graph, islands: nn.Module | None = None, device: str = 'cpu'

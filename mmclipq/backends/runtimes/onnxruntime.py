@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from ...exporters.packages import missing
 from ..base import register_backend
 from .exported import ExportedBackend
 
@@ -34,14 +33,7 @@ def session(model: Any, optimized: str = '') -> Any:
 class OnnxRuntimeBackend(ExportedBackend):
     """The exported graph in ONNX Runtime on the CPU."""
 
-    name = 'onnxruntime'
-    target = 'onnxruntime'
-
-    @staticmethod
-    def unavailable(device: str) -> str:
-        if torch.device(device).type != 'cpu':
-            return f'found device {device!r}, wanted cpu'
-        return missing('onnx', 'onnxruntime')
+    name = target = package = 'onnxruntime'
 
     def compile(self, model):
         runner = session(model)

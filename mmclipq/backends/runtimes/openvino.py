@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from ...exporters.openvino_ir import convert
-from ...exporters.packages import missing
 from ..base import register_backend
 from .exported import ExportedBackend
 
@@ -29,13 +28,7 @@ def compiled(model: Any) -> Any:
 class OpenVinoBackend(ExportedBackend):
     """The exported graph in OpenVINO on the CPU."""
 
-    name = 'openvino'
-
-    @staticmethod
-    def unavailable(device: str) -> str:
-        if torch.device(device).type != 'cpu':
-            return f'found device {device!r}, wanted cpu'
-        return missing('onnx', 'openvino')
+    name = package = 'openvino'
 
     def compile(self, model):
         network = compiled(convert(model))

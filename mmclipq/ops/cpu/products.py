@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,27 +13,24 @@ from torch import Tensor
 from ... import fixed_point as fp
 from ...errors import ClipQError
 from ...graph import ir
-from ..layer import Layer
+from ..layer import TYPES, Layer
 from ..program import ERROR_SIZE
-from ..steps import PAIR
+from ..steps import FLOAT, INT, LONG, Window, fields
 from .library import library
-
-_TYPES = {torch.int8: 0, torch.uint8: 1, torch.float32: 2}
 
 
 class _Spec(ctypes.Structure):
     """``ClipqProduct`` of ``csrc/cpu/products.cpp``."""
 
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ('channels', 'outputs', 'groups')),
-        *((name, PAIR) for name in ('kernel', 'stride', 'padding', 'dilation')),
-        *((name, ctypes.c_int32) for name in ('linear', 'src_type', 'dst_type', 'activation')),
-        ('alpha', ctypes.c_float),
-        ('has_sum', ctypes.c_int32),
-        ('sum_type', ctypes.c_int32),
-        ('sum_scale', ctypes.c_float),
-        ('sum_last', ctypes.c_int32),
-    ]
+    _fields_ = fields(
+        window=Window,
+        channels__outputs__groups=LONG,
+        linear__src_type__dst_type__activation=INT,
+        alpha=FLOAT,
+        has_sum__sum_type=INT,
+        sum_scale=FLOAT,
+        sum_last=INT,
+    )
 
 
 class CompiledProduct:
@@ -54,46 +52,32 @@ class Product(Layer):
     Several threads may use one object.
 
     Args:
-        node: The layer.
-        weight: int8 codes, ``(K, C / groups, R, S)`` or ``(K, C)``.
-        multiplier, bias: Float32 ``(K,)`` of the epilogue.
-        x_signed: Whether the input codes are int8, else uint8.
-        residual_type: Type of the codes added, or None.
+        *args: Those of :class:`Layer`.
 
     Raises:
         ClipQError: if the operators cannot run here.
     """
 
-    def __init__(
-        self,
-        node: ir.Product,
-        weight: Tensor,
-        multiplier: Tensor,
-        bias: Tensor,
-        x_signed: bool,
-        residual_type: ir.TensorType | None = None,
-    ) -> None:
-        super().__init__(node, weight, multiplier, bias, residual_type)
+    def __init__(self, node: ir.Product, weight: Tensor, *args: Any) -> None:
+        super().__init__(node, weight, *args)
         self._library = library()
         spec = _Spec(
-            channels=weight.shape[1] * getattr(node, 'groups', 1),
+            window=self.window,
+            channels=weight.shape[1] * self.groups,
             outputs=self.outputs,
-            groups=getattr(node, 'groups', 1),
+            groups=self.groups,
             linear=isinstance(node, ir.Linear),
-            src_type=_TYPES[fp.code_dtype(x_signed)],
-            dst_type=_TYPES[self.dtype],
+            src_type=TYPES[fp.code_dtype(self.x_signed)],
+            dst_type=TYPES[self.dtype],
             activation=self.activation,
             alpha=self.alpha,
         )
-        if isinstance(node, ir.Conv):
-            spec.kernel, spec.stride = PAIR(*self.kernel), PAIR(*node.stride)
-            spec.padding, spec.dilation = PAIR(*node.padding), PAIR(*node.dilation)
-        if residual_type is not None:
+        if self.residual_type is not None:
             spec.has_sum, spec.sum_last = True, node.residual_last
-            spec.sum_type = _TYPES[fp.code_dtype(residual_type.signed)]
+            spec.sum_type = TYPES[fp.code_dtype(self.residual_type.signed)]
             spec.sum_scale = self.residual_scale
             if not node.type.is_codes:  # the buffer then holds values instead of codes
-                spec.sum_type, spec.sum_scale = _TYPES[torch.float32], 1.0
+                spec.sum_type, spec.sum_scale = TYPES[torch.float32], 1.0
         self._weight = weight.contiguous()  # stays, because shapes are packed from it later
         error = ctypes.create_string_buffer(ERROR_SIZE)
         handle = self._library.clipq_product_create(

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ...graph import ir
 from .. import steps
-from ..layer import Layer
+from ..layer import TYPES, Layer
 from .tiles import DEPTH
 
 _MOST_OUTPUTS = 256  # of a tile; the weights of each tile are read whole
-_KINDS = {torch.int8: 0, torch.uint8: 1, torch.float32: 2}
 
 
 def stored_channels(channels: int) -> int:
@@ -28,7 +27,6 @@ class CudaProduct(Layer):
 
     Args:
         *args: Those of :class:`Layer`, tensors on the GPU.
-        x_signed: Whether the input codes are int8, else uint8.
 
     Attributes:
         grouped: Whether the simple kernel runs it, which reads pixels of any stride.
@@ -36,22 +34,11 @@ class CudaProduct(Layer):
         depth: Bytes of weights for each output.
     """
 
-    def __init__(
-        self,
-        node: ir.Product,
-        weight: Tensor,
-        multiplier: Tensor,
-        bias: Tensor,
-        x_signed: bool,
-        residual_type: ir.TensorType | None = None,
-    ) -> None:
-        super().__init__(node, weight, multiplier, bias, residual_type)
-        self.x_signed, self._residual_type = x_signed, residual_type
-        self.groups = getattr(node, 'groups', 1)
+    def __init__(self, node: ir.Product, weight: Tensor, *args: Any) -> None:
+        super().__init__(node, weight, *args)
         self.grouped = self.groups > 1
         if weight.dim() == 2:
             weight = weight[:, :, None, None]
-        self._window = tuple(weight.shape[2:])
         if self.grouped:
             self.channels, self.depth = weight.shape[1] * self.groups, 0
             self._weight = weight.permute(2, 3, 1, 0).contiguous()
@@ -70,26 +57,21 @@ class CudaProduct(Layer):
 
     def step(self, x: Sequence[int], result: Sequence[int]) -> steps.CudaProductStep:
         """The step for an input and a result of these shapes, without places, strides and tile."""
-        node = self.node
         images, (height, width), (rows, columns) = x[0], (1, 1), (1, 1)
-        if isinstance(node, ir.Conv):
+        if isinstance(self.node, ir.Conv):
             (height, width), (rows, columns) = x[2:], result[2:]
         else:
             images = math.prod(x[:-1])
         step = steps.CudaProductStep(
             residual=steps.Place(-1, 0), sums=steps.Place(-1, 0), counters=steps.Place(-1, 0),
             weight=self._weight.data_ptr(), multiplier=self.multiplier.data_ptr(),
-            bias=self.bias.data_ptr(), images=images, height=height, width=width,
-            channels=self.channels, rows=rows, columns=columns, outputs=self.outputs,
-            depth=self.depth, groups=self.groups, kernel=self._window, step=(1, 1),
-            dilation=(1, 1), src_signed=self.x_signed, dst_kind=_KINDS[self.dtype],
-            activation=self.activation, tile=0, splits=1, alpha=self.alpha,
-            residual_scale=self.residual_scale,
+            bias=self.bias.data_ptr(), window=self.window, images=images, height=height,
+            width=width, channels=self.channels, rows=rows, columns=columns, outputs=self.outputs,
+            depth=self.depth, groups=self.groups, src_signed=self.x_signed,
+            dst_kind=TYPES[self.dtype], activation=self.activation, tile=0, splits=1,
+            alpha=self.alpha, residual_scale=self.residual_scale,
         )  # fmt: skip
-        if isinstance(node, ir.Conv):
-            step.step, step.padding = steps.PAIR(*node.stride), steps.PAIR(*node.padding)
-            step.dilation = steps.PAIR(*node.dilation)
-        if self._residual_type is not None:
-            step.residual_signed = self._residual_type.signed
-            step.residual_order = 2 if node.residual_last else 1
+        if self.residual_type is not None:
+            step.residual_signed = self.residual_type.signed
+            step.residual_order = 2 if self.node.residual_last else 1
         return step

@@ -32,6 +32,17 @@ struct ClipqRows {
   int64_t rows, channels, stride;
 };
 
+// Images that are read and the rows and columns that are written of each.
+struct ClipqMaps {
+  int64_t images, height, width, channels, rows, columns;
+};
+
+// Windows over rows and columns, as convolutions and pooling have them.
+struct ClipqWindow {
+  int64_t kernel[2], step[2], padding[2], dilation[2];
+};
+
+enum ClipqType : int32_t { kInt8 = 0, kUint8 = 1, kFloat = 2 };
 enum ClipqActivation : int32_t { kIdentity = 0, kReLU = 1, kClip = 2 };
 
 // v = a * a_step + b * b_step; activation; codes of v * scale. Without b, v = a * a_step.
@@ -64,16 +75,15 @@ struct ClipqCopy {
   ClipqRows rows;
 };
 
-struct ClipqMaxPool {
+struct ClipqMaxPool : ClipqMaps, ClipqWindow {
   ClipqPlace src, dst;
-  int64_t images, height, width, channels, rows, columns, stride;
-  int64_t kernel[2], step[2], padding[2], dilation[2];
+  int64_t stride;
   int32_t is_signed;
 };
 
-struct ClipqUpsample {
+struct ClipqUpsample : ClipqMaps {
   ClipqPlace src, dst;
-  int64_t images, height, width, rows, columns, channels, stride;
+  int64_t stride;
   const int64_t *row_of, *column_of;  // source of each row and column, where the device reads
 };
 

@@ -18,9 +18,6 @@
 
 namespace {
 
-enum DataType : int32_t { kInt8 = 0, kUInt8 = 1, kFloat32 = 2 };
-enum Activation : int32_t { kIdentity = 0, kReLU = 1, kClip = 2 };
-
 dnnl::engine &engine() {
   static dnnl::engine instance(dnnl::engine::kind::cpu, 0);
   return instance;
@@ -29,7 +26,7 @@ dnnl::engine &engine() {
 dnnl::memory::data_type data_type(int32_t type) {
   switch (type) {
     case kInt8: return dnnl::memory::data_type::s8;
-    case kUInt8: return dnnl::memory::data_type::u8;
+    case kUint8: return dnnl::memory::data_type::u8;
     default: return dnnl::memory::data_type::f32;
   }
 }
@@ -37,9 +34,8 @@ dnnl::memory::data_type data_type(int32_t type) {
 }  // namespace
 
 // Geometry and epilogue of one layer; a linear layer has one row and column everywhere.
-struct ClipqProduct {
+struct ClipqProduct : ClipqWindow {
   int64_t channels, outputs, groups;
-  int64_t kernel[2], stride[2], padding[2], dilation[2];
   int32_t linear;
   int32_t src_type, dst_type;
   int32_t activation;
@@ -145,16 +141,16 @@ class Product {
       result.primitive = dnnl::inner_product_forward(desc);
     } else {
       const auto &s = spec_;
-      const Shape stride(s.stride, s.stride + 2), dilation{s.dilation[0] - 1, s.dilation[1] - 1};
+      const Shape step(s.step, s.step + 2), dilation{s.dilation[0] - 1, s.dilation[1] - 1};
       Shape before(s.padding, s.padding + 2), after(2);
       for (int axis = 0; axis < 2; ++axis) {
         const int64_t reach = (s.kernel[axis] - 1) * s.dilation[axis] + 1;
-        after[axis] = (dst_dims[2 + axis] - 1) * stride[axis] + reach - src_dims[2 + axis] -
+        after[axis] = (dst_dims[2 + axis] - 1) * step[axis] + reach - src_dims[2 + axis] -
                       before[axis];
       }
       dnnl::convolution_forward::primitive_desc desc(
           engine(), kind, dnnl::algorithm::convolution_direct, result.src, any, bias, result.dst,
-          stride, dilation, before, after, attributes());
+          step, dilation, before, after, attributes());
       if (freed) take_freed(desc, s.kernel[0] == 1 && s.kernel[1] == 1);
       packed = desc.weights_desc();
       result.scratchpad = desc.scratchpad_desc();

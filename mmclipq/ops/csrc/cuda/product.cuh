@@ -4,23 +4,20 @@
 #include "../common/steps.h"
 #include "device.cuh"
 
-enum ClipqResult : int32_t { kInt8 = 0, kUint8 = 1, kFloat = 2 };
 enum ClipqResidual : int32_t { kNone = 0, kBeforeActivation = 1, kAfterActivation = 2 };
 
 // A linear layer is a convolution of images of one pixel. Tensors lie with channels last, their
 // pixels `..._stride` items apart. Weights are (groups = 1) int8 (outputs, kernel, channels), each
 // output's filled up with zeros to `depth` bytes and the outputs to a multiple of 256, or (any other
 // groups) int8 (kernel, channels / groups, outputs) without filling.
-struct ClipqProductStep {
+struct ClipqProductStep : ClipqMaps, ClipqWindow {  // channels as stored
   ClipqPlace src, dst, residual;
   ClipqPlace sums, counters;  // of split products, int32 zeros before and after
   const int8_t *weight;
   const float *multiplier, *bias;          // (outputs,), scaled to steps of the result's codes
   const int64_t *row_of, *column_of;       // source of each row and column of the residual, or null
-  int64_t images, height, width, channels;  // of the input; channels as stored
-  int64_t rows, columns, outputs, depth, groups;
+  int64_t outputs, depth, groups;
   int64_t src_stride, dst_stride, residual_stride, residual_height, residual_width;
-  int64_t kernel[2], step[2], padding[2], dilation[2];
   int32_t src_signed, dst_kind, activation, residual_signed, residual_order;
   int32_t wide_dst, wide_residual;  // whether 16 channels may be stored and read at once
   int32_t tile, splits;
