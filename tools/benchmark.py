@@ -15,8 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mmclipq.apis.mmdet_tools import check_file, find_config, one_sentence_errors
-from mmclipq.errors import ClipQError
+from _tool import run
 
 
 def numbers(text: str) -> list[int]:
@@ -51,9 +50,19 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     args = parse(arguments)
+
+    from mmclipq.apis.mmdet_tools import check_file, check_out, check_range, find_config
+    from mmclipq.errors import ClipQError
+
     args.config = find_config(args.config)
     if args.checkpoint:
         check_file(args.checkpoint, 'a float checkpoint (.pth)')
+    check_range('--shape', min(args.shape), 1)
+    check_range('--rounds', args.rounds, 1)
+    if args.json:
+        check_out(args.json, '.json')
+    if args.chart:
+        check_out(args.chart, '.png')
 
     import torch
     from mmengine.config import Config
@@ -63,6 +72,9 @@ def main(arguments: list[str]) -> None:
     from mmclipq.benchmark.timing import draw, measure_start
 
     platform = find_platform(args.device)
+    wanted = args.peers.split(',') if args.peers else list(platform.peers)
+    if unknown := [name for name in wanted if name not in platform.peers]:
+        raise ClipQError(f'--peers: found {unknown}, wanted some of {list(platform.peers)}')
     torch.manual_seed(0)
     cfg = Config.fromfile(args.config)
     threads = args.threads or sorted({1, torch.get_num_threads()})
@@ -77,9 +89,6 @@ def main(arguments: list[str]) -> None:
         start = measure_start(name, Setting(cfg, images[:1], threads[-1]), Path(path))
         print(json.dumps(start.as_dict()))
         return
-    wanted = args.peers.split(',') if args.peers else list(platform.peers)
-    if unknown := [name for name in wanted if name not in platform.peers]:
-        raise ClipQError(f'--peers: found {unknown}, wanted some of {list(platform.peers)}')
     for path in (args.json, args.chart):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,6 +108,7 @@ def compare(args, platform, wanted, settings, folder):
     from mmclipq.apis import build_detector, load_float_checkpoint, quantize
     from mmclipq.benchmark.peers import Subject
     from mmclipq.benchmark.run import Comparison, count_operations, save_files
+    from mmclipq.errors import ClipQError
 
     cfg = settings[0].cfg
     stock, model = (build_detector(cfg.model, random=True).eval() for _ in range(2))
@@ -141,5 +151,4 @@ def time_starts(args, platform, files, threads):
 
 
 if __name__ == '__main__':
-    with one_sentence_errors():
-        main(sys.argv[1:])
+    run(main)

@@ -3,10 +3,9 @@
 
 import argparse
 import statistics
-import sys
 import time
 
-from mmclipq.apis.mmdet_tools import find_config, one_sentence_errors
+from _tool import run
 
 
 def _fake_batch(batch: int, height: int, width: int, classes: int):
@@ -49,7 +48,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument('--batch', type=int, default=4)
     parser.add_argument('--rounds', type=int, default=5, help='counted steps of each')
     args = parser.parse_args(arguments)
+
+    from mmclipq.apis.mmdet_tools import check_range, find_config
+
     args.config = find_config(args.config)
+    for name, value in (('batch', args.batch), ('rounds', args.rounds), ('shape', min(args.shape))):
+        check_range(f'--{name}', value, 1)
 
     import torch
     from mmengine.config import Config
@@ -117,5 +121,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    with one_sentence_errors():
-        main(sys.argv[1:])
+    run(main)

@@ -4,10 +4,9 @@
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 
-from mmclipq.apis.mmdet_tools import check_file, find_config, one_sentence_errors
+from _tool import run
 
 
 def main(arguments: list[str]) -> None:
@@ -27,13 +26,20 @@ def main(arguments: list[str]) -> None:
         ('clipped float', args.clipped),
     ]
     named = [(name, path) for name, path in named if path]
+    if not named and not args.int8:
+        parser.error('wanted at least one of --float, --control, --clipped, --int8')
+
+    from mmclipq.apis.mmdet_tools import check_file, check_out, find_config
+
     args.config = find_config(args.config)
     for _, path in named:
         check_file(path, 'a float checkpoint (.pth)')
     for path in args.int8:
         check_file(path, 'a .clipq file')
-    if not named and not args.int8:
-        parser.error('wanted at least one of --float, --control, --clipped, --int8')
+    if args.picture:
+        check_out(args.picture, '.png')
+    if args.json:
+        check_out(args.json, '.json')
 
     from mmengine.config import Config
 
@@ -66,5 +72,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    with one_sentence_errors():
-        main(sys.argv[1:])
+    run(main)

@@ -2,9 +2,8 @@
 """Write a .clipq file as ONNX, as OpenVINO IR, or as a table of exponents for fixed point."""
 
 import argparse
-import sys
 
-from mmclipq.apis.mmdet_tools import check_file, one_sentence_errors
+from _tool import run
 
 
 def main(arguments: list[str]) -> None:
@@ -23,9 +22,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument('--score-thr', type=float, help="lowest score (default: the config's)")
     parser.add_argument('--iou-thr', type=float, help="IoU of NMS (default: the config's)")
     args = parser.parse_args(arguments)
-    check_file(args.file, 'a .clipq file')
 
     from mmclipq.apis.export_file import ExportOptions, export_file
+    from mmclipq.apis.mmdet_tools import check_file
+
+    check_file(args.file, 'a .clipq file')
 
     options = vars(args)
     file, out = options.pop('file'), options.pop('out')
@@ -35,5 +36,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    with one_sentence_errors():
-        main(sys.argv[1:])
+    run(main)

@@ -2,10 +2,9 @@
 """Detect objects on images, folders or videos with an int8 file; pictures and JSON come out."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from mmclipq.apis.mmdet_tools import check_device, check_file, one_sentence_errors
+from _tool import run
 
 
 def main(arguments: list[str]) -> None:
@@ -22,15 +21,22 @@ def main(arguments: list[str]) -> None:
     parser.add_argument('--no-pictures', action='store_true', help='write JSON alone')
     parser.add_argument('--no-json', action='store_true', help='write pictures alone')
     args = parser.parse_args(arguments)
+
+    from mmclipq.apis.mmdet_tools import check_device, check_file, check_range
+
     check_file(args.file, 'a .clipq file or an exported one')
     if args.device is not None:
         check_device(args.device)
+    check_range('--batch-size', args.batch_size, 1)
+    check_range('--score-thr', args.score_thr, 0, 1)
 
-    from mmclipq.apis import Int8Inferencer
+    from mmclipq.apis.inferencer import Int8Inferencer, find_inputs
 
+    inputs = args.input[0] if len(args.input) == 1 else args.input
+    find_inputs(inputs)
     inferencer = Int8Inferencer(args.file, args.backend, args.device)
     results = inferencer(
-        args.input[0] if len(args.input) == 1 else args.input,
+        inputs,
         args.batch_size,
         pred_score_thr=args.score_thr,
         no_save_vis=args.no_pictures,
@@ -50,5 +56,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    with one_sentence_errors():
-        main(sys.argv[1:])
+    run(main)

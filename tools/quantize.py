@@ -2,14 +2,13 @@
 """Calibrate a float checkpoint and write the int8 detector as one ``.clipq`` file."""
 
 import argparse
-import sys
 
-from mmclipq.apis.clipq_flag import add_clipq_flag
-from mmclipq.apis.mmdet_tools import check_device, find_config, one_sentence_errors
-from mmclipq.apis.quantize_checkpoint import export_checkpoint
+from _tool import run
 
 
 def main(arguments: list[str]) -> None:
+    from mmclipq.apis.clipq_flag import add_clipq_flag
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='detector config, with or without the clipq base')
     parser.add_argument('checkpoint', help='float checkpoint (.pth) of that detector')
@@ -22,12 +21,17 @@ def main(arguments: list[str]) -> None:
     )
     add_clipq_flag(parser)
     args = parser.parse_args(arguments)
+
+    from mmclipq.apis.mmdet_tools import check_device, check_file, find_config
+
     args.config = find_config(args.config)
+    check_file(args.checkpoint, 'a float checkpoint (.pth)')
     check_device(args.device)
 
     from mmengine.config import Config, DictAction
 
     from mmclipq.apis.clipq_config import with_clipq
+    from mmclipq.apis.quantize_checkpoint import export_checkpoint
 
     cfg = Config.fromfile(args.config)
     if args.clipq is not None:
@@ -48,5 +52,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    with one_sentence_errors():
-        main(sys.argv[1:])
+    run(main)

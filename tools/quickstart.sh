@@ -44,8 +44,8 @@ if [ -n "$fresh" ]; then rm -rf "$out"/{data,float,control,clipped}; fi
 train() {
     local name=$1 file=$2 folder=$out/$1 stamp
     shift 2
-    stamp=$(cat configs/_base_/*.py $config/_base_/*.py $config/*$detector*.py tools/make_digits.py |
-        cksum)
+    stamp=$(cat configs/_base_/*.py $config/_base_/*.py $config/*$detector*.py \
+        tools/make_digits.py tools/_digits.py | cksum)
     if [ "$(cat "$folder/done" 2>/dev/null)" = "$stamp" ]; then
         echo "$folder: trained already, kept"
         return

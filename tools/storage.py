@@ -7,11 +7,10 @@ room in the file, so noise serves as calibration.
 """
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 
-from mmclipq.apis.mmdet_tools import find_config, one_sentence_errors
+from _tool import run
 
 
 def main(arguments: list[str]) -> None:
@@ -24,7 +23,12 @@ def main(arguments: list[str]) -> None:
         '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override config entries'
     )
     args = parser.parse_args(arguments)
+
+    from mmclipq.apis.mmdet_tools import check_file, find_config
+
     args.configs = [find_config(path) for path in args.configs]
+    if args.checkpoint:
+        check_file(args.checkpoint, 'a float checkpoint (.pth)')
 
     import torch
     from mmengine.config import Config, DictAction
@@ -59,5 +63,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    with one_sentence_errors():
-        main(sys.argv[1:])
+    run(main)

@@ -9,15 +9,14 @@ mmdet's.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from mmclipq.apis.clipq_flag import add_clipq_flag, first_config_clipped
-from mmclipq.apis.mmdet_tools import check_file, one_sentence_errors, run_mmdet_tool
-from mmclipq.errors import ClipQError
+from _tool import run
 
 
 def main(arguments: list[str]) -> None:
+    from mmclipq.apis.clipq_flag import add_clipq_flag, first_config_clipped
+
     parser = argparse.ArgumentParser(
         description=__doc__,
         add_help=False,
@@ -32,10 +31,23 @@ def main(arguments: list[str]) -> None:
     parser.add_argument('--calib-images', type=int, help='images to calibrate a float checkpoint')
     add_clipq_flag(parser)
     options, rest = parser.parse_known_args(arguments)
+
+    from mmclipq.apis.mmdet_tools import check_file, check_range, find_config, run_mmdet_tool
+    from mmclipq.errors import ClipQError
+
     if '-h' in rest or '--help' in rest:
         parser.print_help()
         print("\nmmdet's own flags:\n")
-    elif options.int8:
+        run_mmdet_tool('test', rest)
+        return
+    if rest and not rest[0].startswith('-'):
+        rest[0] = find_config(rest[0])
+    if options.int8:
+        from mmclipq.backends.base import check_name
+
+        check_name(options.backend)
+        if options.calib_images is not None:
+            check_range('--calib-images', options.calib_images, 1)
         if len(rest) > 1 and not rest[1].startswith('-'):
             check_file(rest[1], 'a .clipq file, an exported one or a float checkpoint (.pth)')
         rest += [
@@ -57,5 +69,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    with one_sentence_errors():
-        main(sys.argv[1:])
+    run(main)

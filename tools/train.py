@@ -7,15 +7,16 @@ config that is written to the work folder has both and needs no ``--clipq``.
 """
 
 import argparse
-import sys
 
-import torch
-
-from mmclipq.apis.clipq_flag import add_clipq_flag, first_config_clipped
-from mmclipq.apis.mmdet_tools import one_sentence_errors, run_mmdet_tool
+from _tool import run
 
 
 def main(arguments: list[str]) -> None:
+    import torch
+
+    from mmclipq.apis.clipq_flag import add_clipq_flag, first_config_clipped
+    from mmclipq.apis.mmdet_tools import run_mmdet_tool
+
     parser = argparse.ArgumentParser(
         description=__doc__,
         add_help=False,
@@ -34,5 +35,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    with one_sentence_errors():
-        main(sys.argv[1:])
+    run(main)

@@ -9,7 +9,7 @@ Exits with 1 if the first two differ anywhere.
 import argparse
 import sys
 
-from mmclipq.apis.mmdet_tools import find_config, one_sentence_errors
+from _tool import run
 
 
 def main(arguments: list[str]) -> None:
@@ -22,7 +22,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument('--images', type=int, default=4, help='number of images (default: 4)')
     parser.add_argument('--ap', action='store_true', help="also test the rounded model's AP")
     args = parser.parse_args(arguments)
+
+    from mmclipq.apis.mmdet_tools import check_file, check_range, find_config
+
     args.config = find_config(args.config)
+    check_file(args.checkpoint, 'a float checkpoint (.pth)')
+    check_file(args.file, 'a .clipq file')
+    check_range('--images', args.images, 1)
 
     from mmengine.config import Config
 
@@ -46,5 +52,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    with one_sentence_errors():
-        main(sys.argv[1:])
+    run(main)

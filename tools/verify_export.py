@@ -7,10 +7,8 @@ that ``tools/export.py --format table`` writes, in integers.
 """
 
 import argparse
-import sys
 
-from mmclipq.apis.mmdet_tools import check_file, find_config, one_sentence_errors
-from mmclipq.errors import ClipQError
+from _tool import run
 
 
 def main(arguments: list[str]) -> None:
@@ -20,19 +18,18 @@ def main(arguments: list[str]) -> None:
     parser.add_argument('config', help='config that the file was made with')
     parser.add_argument('file', help='.clipq file')
     parser.add_argument(
-        '--backend', default='onnxruntime', help='onnxruntime (default), openvino or table'
-    )
+        '--backend', default='onnxruntime', choices=('onnxruntime', 'openvino', 'table'),
+        help='what executes the exported graphs (default: onnxruntime)',
+    )  # fmt: skip
     parser.add_argument('--images', type=int, default=4, help='number of images (default: 4)')
     parser.add_argument('--table', action='store_true', help='also a Markdown table of all tensors')
     args = parser.parse_args(arguments)
+
+    from mmclipq.apis.mmdet_tools import check_file, check_range, find_config
+
     args.config = find_config(args.config)
     check_file(args.file, 'a .clipq file')
-    if args.images < 1:
-        raise ClipQError(f'--images: found {args.images}, wanted at least 1')
-    if args.backend not in ('onnxruntime', 'openvino', 'table'):
-        raise ClipQError(
-            f'--backend: found {args.backend!r}, wanted onnxruntime, openvino or table'
-        )
+    check_range('--images', args.images, 1)
 
     from mmengine.config import Config
 
@@ -50,5 +47,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    with one_sentence_errors():
-        main(sys.argv[1:])
+    run(main)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from mmengine.registry import init_default_scope
 from tqdm import tqdm
 
 from ..errors import ClipQError
+from .mmdet_tools import check_range
 
 IMAGE_SUFFIXES = frozenset({'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff'})
 _SEED = 0
@@ -63,6 +64,8 @@ def _chosen(total: int, count: int) -> list[int]:
 def config_batches(cfg: Config, count: int) -> Iterator[Any]:
     """Batches of one image each from the training set, read as in testing.
 
+    The data set itself is read with the first batch.
+
     Args:
         cfg: A full detector config. Without a training set its test set serves.
         count: Number of images, drawn once with a fixed seed.
@@ -70,13 +73,17 @@ def config_batches(cfg: Config, count: int) -> Iterator[Any]:
     Raises:
         ClipQError: if ``count`` is below one, or the data set cannot be read or is empty.
     """
-    if count < 1:
-        raise ClipQError(f'--calib-images: found {count}, wanted at least 1')
-    init_default_scope('mmdet')
+    check_range('--calib-images', count, 1)
     loader = cfg.get('train_dataloader') or cfg.get('test_dataloader')
     if not loader:
         raise ClipQError(f'{cfg.filename}: found no train_dataloader, wanted one to calibrate on')
-    pipeline = _needed_pipeline(cfg)
+    return _config_batches(cfg, count, loader, _needed_pipeline(cfg))
+
+
+def _config_batches(
+    cfg: Config, count: int, loader: Mapping[str, Any], pipeline: list[dict[str, Any]]
+) -> Iterator[Any]:
+    init_default_scope('mmdet')
     datasets = []
     for plain in _plain_datasets(loader['dataset']):
         plain = {**copy.deepcopy(plain), 'pipeline': pipeline}
@@ -107,18 +114,21 @@ def folder_batches(cfg: Config, folder: str | Path, count: int) -> Iterator[Any]
     files = sorted(p for p in folder.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise ClipQError(f'{folder}: found no image, wanted {", ".join(sorted(IMAGE_SUFFIXES))}')
-    if count < 1:
-        raise ClipQError(f'--calib-images: found {count}, wanted at least 1')
+    check_range('--calib-images', count, 1)
+    chosen = [files[index] for index in _chosen(len(files), count)]
+    return _file_batches(chosen, _needed_pipeline(cfg))
+
+
+def _file_batches(files: Sequence[Path], pipeline: list[dict[str, Any]]) -> Iterator[Any]:
     init_default_scope('mmdet')
     # Annotations do not matter here, and a bare image has none.
-    steps = [step for step in _needed_pipeline(cfg) if 'LoadAnnotations' not in str(step['type'])]
+    steps = [step for step in pipeline if 'LoadAnnotations' not in str(step['type'])]
     for step in steps:
         if 'meta_keys' in step:
             step['meta_keys'] = tuple(key for key in step['meta_keys'] if key != 'instances')
-    pipeline = Compose(steps)
-    chosen = [files[index] for index in _chosen(len(files), count)]
-    for index, file in enumerate(tqdm(chosen, desc='calibration', unit='image')):
+    read = Compose(steps)
+    for index, file in enumerate(tqdm(files, desc='calibration', unit='image')):
         # The header alone would not show a truncated file.
         if cv2.imread(str(file)) is None:
             raise ClipQError(f'{file}: found no readable image, wanted one OpenCV can decode')
-        yield pseudo_collate([pipeline({'img_path': str(file), 'img_id': index})])
+        yield pseudo_collate([read({'img_path': str(file), 'img_id': index})])

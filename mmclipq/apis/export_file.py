@@ -23,6 +23,7 @@ from ..exporters.table import c_header, multiplier_error, table
 from ..exporters.targets import DEFAULT_TARGET, target_of
 from ..graph.artifact import load_artifact, write_atomically
 from .int8_file import load_int8
+from .mmdet_tools import check_out, check_range
 
 FORMATS = {'onnx': '.onnx', 'openvino': '.xml', 'table': '.json'}
 
@@ -53,17 +54,13 @@ class ExportOptions:
 def _check(out: Path, options: ExportOptions) -> None:
     if options.format not in FORMATS:
         raise ClipQError(f'found format {options.format!r}, wanted one of {sorted(FORMATS)}')
-    wanted = FORMATS[options.format]
-    if out.suffix != wanted:
-        raise ClipQError(f'{out}: found another ending, wanted an output file named *{wanted}')
-    if out.is_dir():
-        raise ClipQError(f'{out}: found a folder, wanted the name of a file to write')
+    check_out(out, FORMATS[options.format])
     given = options.score_thr is not None or options.iou_thr is not None
     if given and not options.end2end:
         raise ClipQError('found --score-thr or --iou-thr alone, wanted --end2end with them')
-    for name, value in (('score', options.score_thr), ('IoU', options.iou_thr)):
-        if value is not None and not 0 <= value <= 1:
-            raise ClipQError(f'found {name} threshold {value}, wanted 0 to 1')
+    for name, value in (('--score-thr', options.score_thr), ('--iou-thr', options.iou_thr)):
+        if value is not None:
+            check_range(name, value, 0, 1)
     if options.format == 'table':
         if options.end2end:
             raise ClipQError('found --end2end with --format table, wanted onnx or openvino')

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ..errors import ClipQError
 from .calibration_data import IMAGE_SUFFIXES
 from .exported_detector import load_detector, on_cpu_alone
+from .mmdet_tools import check_range
 
 VIDEO_CODECS = {'.mp4': 'mp4v', '.avi': 'MJPG'}
 """Videos that are read and written, by the file's suffix."""
@@ -31,6 +32,37 @@ _NO_TEXTS = 'texts', 'stuff_texts', 'custom_entities', 'tokens_positive'
 def default_device(path: str | os.PathLike, backend: str) -> str:
     """``'cuda'`` where torch sees a GPU and ``backend`` can use it for the file, else ``'cpu'``."""
     return 'cpu' if on_cpu_alone(path, backend) or not torch.cuda.is_available() else 'cuda'
+
+
+def find_inputs(inputs: Any) -> list[str | np.ndarray]:
+    """The files and arrays that a path, a folder, an array, or a list of them stands for.
+
+    Raises:
+        ClipQError: if a path does not exist, a folder has no image, or an array is no image.
+    """
+    if not isinstance(inputs, (list, tuple)):
+        inputs = [inputs]
+    found: list[str | np.ndarray] = []
+    for item in inputs:
+        if isinstance(item, np.ndarray):
+            if item.ndim != 3 or item.shape[2] != 3 or item.dtype != np.uint8:
+                raise ClipQError(
+                    f'found an array {item.shape} of {item.dtype}, wanted (H, W, 3) of uint8'
+                )
+            found.append(item)
+            continue
+        path = Path(item)
+        if path.is_dir():
+            files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not files:
+                suffixes = ', '.join(sorted(IMAGE_SUFFIXES))
+                raise ClipQError(f'{path}: found no image, wanted {suffixes}')
+            found += map(str, files)
+        elif path.is_file():
+            found.append(str(path))
+        else:
+            raise ClipQError(f'{path}: found no file, wanted an image, a folder or a video')
+    return found
 
 
 class Int8Inferencer(DetInferencer):
@@ -106,43 +138,20 @@ class Int8Inferencer(DetInferencer):
             ClipQError: if an input does not exist or is no readable image or video, or several
                 results would get the same file name.
         """
-        if batch_size < 1:
-            raise ClipQError(f'batch size: found {batch_size}, wanted at least 1')
+        check_range('batch size', batch_size, 1)
         if unknown := [name for name in _NO_TEXTS if options.get(name)]:
             raise ClipQError(f'found {unknown[0]}, wanted images alone: no int8 detector reads it')
         if isinstance(inputs, os.PathLike):
             inputs = os.fspath(inputs)
         if isinstance(inputs, str) and Path(inputs).suffix.lower() in VIDEO_CODECS:
             return self._video(Path(inputs), batch_size, **options)
-        inputs = self._inputs_to_list(inputs)
+        inputs = find_inputs(inputs)
         if options.get('out_dir'):
             _check_names(inputs)
         return super().__call__(inputs, batch_size, **options)
 
     def _inputs_to_list(self, inputs: Any) -> list[str | np.ndarray]:
-        if not isinstance(inputs, (list, tuple)):
-            inputs = [inputs]
-        found: list[str | np.ndarray] = []
-        for item in inputs:
-            if isinstance(item, np.ndarray):
-                if item.ndim != 3 or item.shape[2] != 3 or item.dtype != np.uint8:
-                    raise ClipQError(
-                        f'found an array {item.shape} of {item.dtype}, wanted (H, W, 3) of uint8'
-                    )
-                found.append(item)
-                continue
-            path = Path(item)
-            if path.is_dir():
-                files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-                if not files:
-                    suffixes = ', '.join(sorted(IMAGE_SUFFIXES))
-                    raise ClipQError(f'{path}: found no image, wanted {suffixes}')
-                found += map(str, files)
-            elif path.is_file():
-                found.append(str(path))
-            else:
-                raise ClipQError(f'{path}: found no file, wanted an image, a folder or a video')
-        return found
+        return find_inputs(inputs)
 
     def _get_chunk_data(self, inputs: Sequence[Any], chunk_size: int) -> Iterator[list]:
         for first in range(0, len(inputs), chunk_size):
@@ -173,8 +182,7 @@ class Int8Inferencer(DetInferencer):
     ) -> dict[str, list]:
         if unknown := [name for name, value in options.items() if value]:
             raise ClipQError(f'{path}: found {unknown[0]} with a video, wanted out_dir instead')
-        if not path.is_file():
-            raise ClipQError(f'{path}: found no file, wanted an image, a folder or a video')
+        find_inputs(path)
         capture = cv2.VideoCapture(str(path))
         size = tuple(int(capture.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH,
                                                     cv2.CAP_PROP_FRAME_HEIGHT))  # fmt: skip

@@ -1,29 +1,18 @@
-"""Runs the tools that ship inside the mmdet package, so that flags and behaviour are its own."""
+"""What tools check before they load anything, and mmdet's own tools run as they are."""
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from ..errors import ClipQError
 
 
-@contextmanager
-def one_sentence_errors() -> Iterator[None]:
-    """Ends the process with the sentence of a :class:`ClipQError` instead of a traceback."""
-    try:
-        yield
-    except ClipQError as error:
-        sys.exit(f'error: {error}')
-    except KeyboardInterrupt:
-        print('interrupted; nothing half-written was left', file=sys.stderr)
-        sys.exit(130)
-
-
-def check_file(path: str, wanted: str) -> None:
+def check_file(path: str | os.PathLike, wanted: str) -> None:
     """Return if ``path`` is a file.
 
     Raises:
@@ -31,6 +20,31 @@ def check_file(path: str, wanted: str) -> None:
     """
     if not Path(path).is_file():
         raise ClipQError(f'{path}: found no file, wanted {wanted}')
+
+
+def check_out(path: str | os.PathLike, suffix: str) -> None:
+    """Return if ``path`` can be the name of an output file that ends in ``suffix``.
+
+    Raises:
+        ClipQError: naming the path and what was wanted.
+    """
+    path = Path(path)
+    if path.suffix != suffix:
+        raise ClipQError(f'{path}: found another ending, wanted an output file named *{suffix}')
+    if path.is_dir():
+        raise ClipQError(f'{path}: found a folder, wanted the name of a file to write')
+
+
+def check_range(name: str, value: float, least: float, most: float | None = None) -> None:
+    """Return if the option called ``name`` is from ``least`` to ``most``.
+
+    Raises:
+        ClipQError: naming the option, its value and what was wanted.
+    """
+    if value >= least and (most is None or value <= most):
+        return
+    wanted = f'at least {least}' if most is None else f'{least} to {most}'
+    raise ClipQError(f'{name}: found {value}, wanted {wanted}')
 
 
 def _shipped(kind: str) -> list[Path]:
@@ -49,9 +63,11 @@ def find_config(name: str) -> str:
     """
     if Path(name).is_file():
         return name
-    found = []
+    found: list[Path] = []
     if name and not Path(name).is_absolute() and '..' not in Path(name).parts:
-        found = [path for folder in _shipped('configs') for path in folder.rglob(name)]
+        paths = [path for folder in _shipped('configs') for path in folder.rglob(name)]
+        # An editable mmdet links its checkout's folder into its package.
+        found = list({path.resolve(): path for path in reversed(paths)}.values())
     if len(found) != 1:
         several = f'found {len(found)} configs of mmdet' if found else 'found no file'
         raise ClipQError(
@@ -60,24 +76,26 @@ def find_config(name: str) -> str:
     return str(found[0])
 
 
-def check_device(name: str) -> None:
-    """Return if torch can use the device called ``name``.
+def check_device(name: str) -> torch.device:
+    """The device called ``name``, which torch can use.
 
     Raises:
         ClipQError: naming it and what was wanted.
     """
-    import torch
-
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ClipQError(f'--device {name}: found no such device, wanted cpu or cuda') from None
-    gpus = torch.cuda.device_count()
-    if device.type == 'cuda' and (device.index or 0) >= gpus:
         raise ClipQError(
-            f'--device {name}: torch {torch.__version__} finds {gpus} GPUs, wanted this one; use '
-            '--device cpu'
-        )
+            f'--device {name}: found no such device, wanted cpu, cuda or a GPU such as cuda:1'
+        ) from None
+    if device.type == 'cuda':
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ClipQError(
+                f'--device {name}: found {count} GPUs that torch {torch.__version__} can use, '
+                'wanted this one; use --device cpu, or a build of torch for CUDA where there is one'
+            )
+    return device
 
 
 def run_mmdet_tool(name: str, arguments: list[str]) -> None:

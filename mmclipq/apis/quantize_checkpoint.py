@@ -16,7 +16,8 @@ from ..prepare import load_ranges_state, prepare_model, prepare_options
 from .calibration_data import config_batches, folder_batches
 from .detectors import build_detector, load_float_checkpoint
 from .int8_file import save_int8
-from .quantize import Quantized, quantize
+from .mmdet_tools import check_out
+from .quantize_model import Quantized, quantize
 
 DEFAULT_IMAGES = 64
 
@@ -97,12 +98,13 @@ def quantize_checkpoint(
     """
     options = dict((cfg.get('clipq') or {}).get('int8') or {})
     count = options.get('calib_images', DEFAULT_IMAGES) if calib_images is None else calib_images
-    model, content = load_for_quantization(cfg, checkpoint)
-    model.to(device)
+    # What is wrong with the images is said before the checkpoint is loaded.
     if calib_dir is not None:
         batches = folder_batches(cfg, calib_dir, count)
     else:
         batches = config_batches(cfg, count)
+    model, content = load_for_quantization(cfg, checkpoint)
+    model.to(device)
     method, offsets = options.get('method', 'mse'), options.get('offsets', True)
     quantized = quantize(model, batches, cfg.get('clipq'), method, offsets)
     meta = dict(content.get('meta', {}).get('dataset_meta') or {})
@@ -114,8 +116,7 @@ def export_checkpoint(
 ) -> ExportSummary:
     """Write ``out`` from a checkpoint; ``options`` are those of :func:`quantize_checkpoint`."""
     out = Path(out)
-    if out.suffix != '.clipq':
-        raise ClipQError(f'{out}: found another ending, wanted an output file named *.clipq')
+    check_out(out, '.clipq')
     model, quantized, meta = quantize_checkpoint(cfg, checkpoint, **options)
     model.cpu()
     size = save_int8(out, model, quantized, cfg, meta)

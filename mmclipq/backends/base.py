@@ -43,6 +43,16 @@ def _candidates(name: str, device: str) -> tuple[str, ...]:
     return (name, fallback) if fallback in tried else (name,)
 
 
+def check_name(name: str) -> None:
+    """Return if there is a backend called ``name``, or it is ``'auto'``.
+
+    Raises:
+        ClipQError: naming it and those that there are.
+    """
+    if name != 'auto' and name not in BACKENDS:
+        raise ClipQError(f'found backend {name!r}, wanted one of {sorted(BACKENDS)} or auto')
+
+
 def backend_class(name: str, device: str = 'cpu') -> type[Backend]:
     """The backend called ``name``, or its fallback; ``'auto'`` is the best one at hand. One warning
     says if it is slower than it could be.
@@ -50,8 +60,7 @@ def backend_class(name: str, device: str = 'cpu') -> type[Backend]:
     Raises:
         ClipQError: if there is no backend of this name, or it cannot run on ``device``.
     """
-    if name != 'auto' and name not in BACKENDS:
-        raise ClipQError(f'found backend {name!r}, wanted one of {sorted(BACKENDS)} or auto')
+    check_name(name)
     *faster, last = _candidates(name, device)
     for candidate in faster:
         reason = BACKENDS[candidate].unavailable(device)

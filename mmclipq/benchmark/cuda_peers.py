@@ -11,26 +11,13 @@ import torch
 from torch import Tensor
 
 from ..backends import BACKENDS
-from ..errors import ClipQError
 from .parts import FloatWay, Int8Way, Run
 from .peers import Peer, save_ours, save_state
 
 
-def use_gpu(device: str) -> torch.device:
-    """The GPU called ``device``, made the current one, where cuDNN takes its fastest kernels.
-
-    Raises:
-        ClipQError: if there is none of that name.
-    """
-    if not torch.cuda.is_available():
-        raise ClipQError(
-            f'--device {device}: found no GPU that torch {torch.__version__} can use, wanted one '
-            'with a build of torch for CUDA; run on such a machine, or with --device cpu'
-        )
-    found, count = torch.device(device), torch.cuda.device_count()
-    if (found.index or 0) >= count:
-        raise ClipQError(f'--device {device}: found {count} GPUs, wanted one of cuda:0 and on')
-    found = torch.device('cuda', found.index or 0)
+def use_gpu(device: torch.device) -> torch.device:
+    """The GPU with its number, made the current one, where cuDNN takes its fastest kernels."""
+    found = torch.device('cuda', device.index or 0)
     torch.cuda.set_device(found)
     torch.backends.cudnn.benchmark = True
     return found

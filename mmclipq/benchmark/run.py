@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..apis.mmdet_tools import check_device
 from ..backends import build_backend
 from ..detector import Int8Detector, plain_samples
 from ..errors import ClipQError
@@ -69,14 +69,13 @@ def find_platform(device: str) -> Platform:
     Raises:
         ClipQError: if there is no such device.
     """
-    if device == 'cpu':
+    found = check_device(device)
+    if found.type == 'cpu':
         name = 'multiply-add instructions on registers alone'
-        return Platform(
-            torch.device(device), PEERS, (1, 8), wall_clock, time.perf_counter, peak_run, name
-        )
-    if not re.fullmatch(r'cuda(:\d+)?', device):
-        raise ClipQError(f'--device: found {device!r}, wanted cpu, cuda or a GPU such as cuda:1')
-    gpu = cuda_peers.use_gpu(device)
+        return Platform(found, PEERS, (1, 8), wall_clock, time.perf_counter, peak_run, name)
+    if found.type != 'cuda':
+        raise ClipQError(f'--device {device}: found no CPU or GPU of CUDA, wanted cpu or cuda')
+    gpu = cuda_peers.use_gpu(found)
     return Platform(
         gpu,
         cuda_peers.CUDA_PEERS,

@@ -203,15 +203,20 @@ def test_backends_say_why_they_cannot_run():
 @pytest.mark.skipif(torch.cuda.is_available(), reason='found a GPU')
 @pytest.mark.parametrize('device', ['cuda', 'cuda:1'])
 def test_no_gpu_is_one_sentence(device):
-    wanted = rf'^--device {device}: found no GPU .*, wanted one .*; run .*--device cpu$'
+    wanted = rf'^--device {device}: found 0 GPUs .*, wanted this one; use --device cpu, '
     with pytest.raises(ClipQError, match=wanted):
         find_platform(device)
 
 
 @pytest.mark.parametrize('device', ['gpu', 'cuda:', 'cuda:x', ''])
 def test_unknown_devices_are_refused(device):
-    with pytest.raises(ClipQError, match=f"--device: found '{device}', wanted cpu, cuda or"):
+    with pytest.raises(ClipQError, match=f'--device {device}: found no such device, wanted cpu'):
         find_platform(device)
+
+
+def test_other_devices_have_no_rows():
+    with pytest.raises(ClipQError, match='--device meta: found no CPU or GPU of CUDA, wanted'):
+        find_platform('meta')
 
 
 @pytest.mark.gpu

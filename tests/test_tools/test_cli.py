@@ -250,8 +250,8 @@ def test_benchmark_names_the_peers_it_knows(run):
 @pytest.mark.parametrize(
     ('options', 'words'),
     [
-        (['--device', 'cuda'], ['--device cuda: found no GPU', 'wanted one', '--device cpu']),
-        (['--device', 'gpu'], ["--device: found 'gpu'", 'wanted cpu, cuda']),
+        (['--device', 'cuda'], ['--device cuda: found 0 GPUs', 'wanted this', '--device cpu']),
+        (['--device', 'gpu'], ['--device gpu: found no such device', 'wanted cpu, cuda']),
     ],
     ids=['no-gpu', 'unknown'],
 )

@@ -1,18 +1,14 @@
 """The digits data set: the same bytes again, layouts that agree, and folders left alone."""
 
 import hashlib
-import importlib.util
 import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import _digits as digits
 import cv2
+import make_digits
 import pytest
-
-SCRIPT = Path(__file__).parents[2] / 'tools' / 'make_digits.py'
-SPEC = importlib.util.spec_from_file_location('make_digits', SCRIPT)
-digits = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(digits)
 
 SIZE = (160, 128)
 COUNTS = {'train': 40, 'val': 20}
@@ -128,7 +124,7 @@ def test_same_options_keep_the_folder(made: Path, capsys: pytest.CaptureFixture[
     assert not make(made)
     assert not make(made, force=True)
     counts = ['--train', str(COUNTS['train']), '--val', str(COUNTS['val'])]
-    digits.main(['--out', str(made), '--size', *map(str, SIZE), *counts])
+    make_digits.main(['--out', str(made), '--size', *map(str, SIZE), *counts])
     assert 'already' in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in made.rglob('*')} == before
 
@@ -171,6 +167,7 @@ def test_interrupted_run_is_redone(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(KeyboardInterrupt):
         digits.make_digits(out, SIZE, 2, 1, 0)
     assert not list(out.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ['set']
     monkeypatch.undo()
     assert digits.make_digits(out, SIZE, 2, 1, 0)
     assert read_stems(out, 'trainval') == ['train_00000', 'train_00001', 'val_00000']
@@ -182,7 +179,7 @@ def test_interrupted_run_is_redone(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 )
 def test_bad_option_gives_one_sentence(tmp_path: Path, option: list[str]):
     with pytest.raises(SystemExit) as error:
-        digits.main(['--out', str(tmp_path / 'set'), *option])
+        make_digits.main(['--out', str(tmp_path / 'set'), *option])
     message = str(error.value)
     assert message.startswith(f'make_digits: {option[0]}') or option[0] in message
     assert message.count('.') == 1
