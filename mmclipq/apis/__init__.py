@@ -1,19 +1,29 @@
-"""Python entry points: add clipping to a config, quantize, write and read ``.clipq`` files."""
+"""Python entry points: add clipping to a config, quantize, write and read ``.clipq`` files.
 
-from .clipq_config import clipq_hooks, with_clipq
-from .detectors import build_detector, load_float_checkpoint
-from .inferencer import Int8Inferencer
-from .int8_file import load_int8, save_int8
-from .quantize import Quantized, quantize
+Each name is imported when it is used: running a file needs nothing of what makes one.
+"""
 
-__all__ = [
-    'Int8Inferencer',
-    'Quantized',
-    'build_detector',
-    'clipq_hooks',
-    'load_float_checkpoint',
-    'load_int8',
-    'quantize',
-    'save_int8',
-    'with_clipq',
-]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_LAZY = {
+    'Int8Inferencer': 'inferencer',
+    'Quantized': 'quantize_model',
+    'build_detector': 'detectors',
+    'clipq_hooks': 'clipq_config',
+    'load_float_checkpoint': 'detectors',
+    'load_int8': 'int8_file',
+    'quantize': 'quantize_model',
+    'save_int8': 'int8_file',
+    'with_clipq': 'clipq_config',
+}
+
+__all__ = list(_LAZY)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f'.{_LAZY[name]}', __name__), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

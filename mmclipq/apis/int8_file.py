@@ -6,19 +6,21 @@ import contextlib
 import importlib
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import mmengine
 from mmengine.config import Config
-from mmengine.registry import Registry
+from mmengine.registry import MODELS, TASK_UTILS, TRANSFORMS, Registry
 from torch import nn
 
 from ..detector import Int8Parts, to_int8
 from ..graph.artifact import Artifact, ArtifactError, load_artifact, save_artifact
 from .calibration_data import find_test_pipeline
 from .detectors import build_detector
-from .quantize import Quantized
+
+if TYPE_CHECKING:  # running a file needs nothing of what makes one
+    from .quantize_model import Quantized
 
 
 def save_int8(
@@ -53,24 +55,29 @@ _SCOPES = 'mmclipq|mmcv|mmdet|mmengine|mmpretrain|mmcls|mmseg|mmyolo|mmrotate'
 _TYPE = re.compile(rf'(({_SCOPES})\.)?[A-Za-z_]\w*')
 
 
-def _is_registered(kind: str) -> bool:
-    """Whether a name with a scope stands in a registry; MMEngine would import anything else."""
-    scope, _, name = kind.rpartition('.')
-    if not scope:
-        return True
+def _registries(scope: str) -> Iterator[Registry]:
+    """Registries that may know names of ``scope``, each filled from the modules of its kind.
+
+    Those of a detector's parts and pipeline come first: a name that stands there imports no others.
+    """
+    first = [MODELS, TASK_UTILS, TRANSFORMS]
     roots = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
-    found = []
-    for root in roots:
+    for root in first + [root for root in roots if root not in first]:
         root.import_from_location()
-        found.append(root)
+        yield root
         if scope != 'mmengine':
             # Its own table is filled only once the scope's package is imported.
             with contextlib.suppress(ImportError):
                 importlib.import_module(f'{scope}.registry')
             if (child := root.children.get(scope)) is not None:
                 child.import_from_location()
-                found.append(child)
-    return any(name in registry.module_dict for registry in found)
+                yield child
+
+
+def _is_registered(kind: str) -> bool:
+    """Whether a name with a scope stands in a registry; MMEngine would import anything else."""
+    scope, _, name = kind.rpartition('.')
+    return not scope or any(name in registry.module_dict for registry in _registries(scope))
 
 
 def check_types(config: Any, path: str | os.PathLike) -> None:

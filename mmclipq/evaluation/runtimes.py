@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from ..apis.quantize import preprocessed
+from ..apis.quantize_model import preprocessed
 from ..backends import Backend, build_backend
 from ..detector import Int8Parts
 from ..exporters.onnx_file import graph_model

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..apis.quantize import cannot_be_negative, preprocessed
+from ..apis.quantize_model import cannot_be_negative, preprocessed
 from ..backends import build_backend
 from ..detector import Int8Parts, executing
 from ..lowering.capture import capture, evaluating

@@ -10,7 +10,7 @@ from mmengine.hub import get_config
 from mmclipq import Int8Detector
 from mmclipq.apis import build_detector, load_int8, quantize, save_int8
 from mmclipq.apis.calibration_data import config_batches
-from mmclipq.apis.quantize import cannot_be_negative
+from mmclipq.apis.quantize_model import cannot_be_negative
 from mmclipq.detector import to_int8
 from mmclipq.errors import ClipQError
 from mmclipq.graph.artifact import load_artifact, save_artifact
