@@ -126,14 +126,19 @@ def refusal(digits_root, monkeypatch, tmp_path) -> Callable[..., str]:
     ('arguments', 'words'),
     [
         (['absent.py', 'CHECKPOINT'], ['absent.py: found no file']),
+        (['absent.py', 'absent.pth', '--int8'], ['absent.py: found no file']),
         (['CONFIG', 'absent.pth'], ['absent.pth: found no file', 'checkpoint']),
         (['CONFIG', 'absent.clipq', '--int8'], ['absent.clipq: found no file']),
         (['CONFIG', 'FILE'], ['found a .clipq file without --int8', 'add --int8']),
         (['CONFIG', 'CHECKPOINT', '--backend', 'reference'], ['--backend', 'wanted --int8']),
-        (['CONFIG', 'CHECKPOINT', '--int8', '--backend', 'abacus'], ["'abacus'", 'reference']),
+        (['CONFIG', 'absent.pth', '--int8', '--backend', 'abacus'], ["'abacus'", 'reference']),
+        (['CONFIG', 'absent.pth', '--int8', '--calib-images', '0'], ['--calib-images: found 0']),
         (['CONFIG', 'TRUNCATED', '--int8'], ['truncated.clipq: found ', 'is truncated']),
     ],
-    ids=['config', 'checkpoint', 'file', 'no-int8', 'backend-alone', 'backend', 'truncated'],
+    ids=[
+        *('config', 'both', 'checkpoint', 'file', 'no-int8', 'backend-alone', 'backend', 'count'),
+        'truncated',
+    ],
 )
 def test_test_refuses_in_one_sentence(refusal, trained, truncated, tmp_path, arguments, words):
     names = {

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmclipq.apis import build_detector, quantize, save_int8
+from mmclipq.apis import build_detector, mmdet_tools, quantize, save_int8
 from mmclipq.apis.mmdet_tools import check_device, find_config
 from mmclipq.errors import ClipQError
 
@@ -94,3 +94,15 @@ def test_configs_of_mmdet_are_found_by_name(tmp_path):
                          ('voc0712.py', r'\d configs of mmdet'), ('', 'no file')):  # fmt: skip
         with pytest.raises(ClipQError, match=f'^{name}: found {reason}, wanted a detector config'):
             find_config(name)
+
+
+def test_a_config_behind_a_link_counts_once(tmp_path, monkeypatch):
+    (tmp_path / 'configs' / 'a').mkdir(parents=True)
+    (tmp_path / 'configs' / 'a' / 'one.py').write_text('model = dict()')
+    (tmp_path / 'link').symlink_to(tmp_path / 'configs')
+    folders = [tmp_path / 'link', tmp_path / 'configs']
+    monkeypatch.setattr(mmdet_tools, '_shipped', lambda kind: folders)
+    assert find_config('one.py') == str(tmp_path / 'link' / 'a' / 'one.py')
+    (tmp_path / 'configs' / 'one.py').write_text('model = dict()')
+    with pytest.raises(ClipQError, match='^one.py: found 2 configs of mmdet'):
+        find_config('one.py')

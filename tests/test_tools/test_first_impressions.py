@@ -1,0 +1,89 @@
+"""What a tool says first, and what it says when it is stopped first."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).parents[2] / 'tools'
+# The fewest arguments that let each tool go on to its imports.
+ARGUMENTS = {
+    'benchmark': ['a.py', '--shape', '64', '64'],
+    'benchmark_training': ['a.py'],
+    'compare': ['a.py', '--int8', 'a.clipq'],
+    'export': ['a.clipq', '--format', 'onnx', '--out', 'a.onnx'],
+    'infer': ['a.clipq', 'a.jpg'],
+    'make_digits': [],
+    'quantize': ['a.py', 'a.pth', '--out', 'a.clipq'],
+    'storage': ['a.py'],
+    'test': ['a.py', 'a.pth'],
+    'train': ['a.py'],
+    'verify': ['a.py', 'a.pth', 'a.clipq'],
+    'verify_export': ['a.py', 'a.clipq'],
+}
+
+
+def command(tool: str, *arguments: object) -> list[str]:
+    return [sys.executable, str(TOOLS / f'{tool}.py'), *map(str, arguments)]
+
+
+def plain_environment(**changes: str) -> dict[str, str]:
+    """Without what would silence warnings."""
+    return {k: v for k, v in os.environ.items() if k != 'PYTHONWARNINGS'} | changes
+
+
+def test_every_tool_is_here():
+    names = {path.stem for path in TOOLS.glob('[!_]*.py')}
+    assert names - {'rooms'} == ARGUMENTS.keys()  # which imports nothing that takes time
+
+
+@pytest.mark.parametrize('tool', sorted(ARGUMENTS))
+def test_an_interruption_during_imports_is_one_line(tool, tmp_path):
+    for package in ('torch', 'cv2'):
+        (tmp_path / f'{package}.py').write_text(
+            'import time\nprint("importing", flush=True)\ntime.sleep(60)\n'
+        )
+    process = subprocess.Popen(
+        command(tool, *ARGUMENTS[tool]),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        env=plain_environment(PYTHONPATH=f'{tmp_path}{os.pathsep}{TOOLS.parent}'),
+        # Tests in the background of a shell inherit that it is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        assert process.stdout.readline() == b'importing\n'
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert error == b'interrupted; nothing half-written was left\n'
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize(
+    ('tool', 'arguments', 'said'),
+    [
+        ('infer', ['FILE', 'absent.jpg'], 'absent.jpg: found no file, wanted an image, a folder'),
+        ('quantize', ['absent.py', 'absent.pth', '--out', 'a.clipq'], 'absent.py: found no file'),
+    ],
+)
+def test_nothing_comes_before_the_sentence(tool, arguments, said, tmp_path):
+    """No warning of another package; what is checked first is named, before anything is read."""
+    (tmp_path / 'a.clipq').write_text('not even read')
+    given = ['a.clipq' if argument == 'FILE' else argument for argument in arguments]
+    done = subprocess.run(
+        command(tool, *given),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=plain_environment(),
+    )
+    assert done.returncode == 1
+    assert done.stdout == ''
+    assert done.stderr.startswith(f'error: {said}')
+    assert done.stderr.count('\n') == 1
