@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -96,6 +98,18 @@ def number_of_classes(cfg: Config) -> int:
     return min((count for count in counts if isinstance(count, int) and count > 0), default=1)
 
 
+def annotations(cfg: Config) -> dict[str, bool]:
+    """Whether the training pipeline loads masks and semantic maps, as :func:`synthetic_batch` asks.
+
+    A config without training data gets both.
+    """
+    loader = cfg.get('train_dataloader')
+    if not loader:
+        return {'masks': True, 'semantic': True}
+    loaded = {'masks': 'with_mask', 'semantic': 'with_seg'}
+    return {name: any(_values(loader, key)) for name, key in loaded.items()}
+
+
 @torch.no_grad()
 def _settle(model: nn.Module, batch: Mapping[str, Any], generator: torch.Generator) -> None:
     """Random affine maps for the batch norms, and the statistics of ``batch``.
@@ -137,6 +151,12 @@ def fresh_detector(cfg: Config, batch: Mapping[str, Any], seed: int) -> nn.Modul
     """
     torch.manual_seed(seed)
     model = build_detector(cfg.model, random=True)
-    model.init_weights()
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # it would tell of every parameter
+    try:
+        model.init_weights()
+    finally:
+        logger.setLevel(level)
     _settle(model, batch, torch.Generator().manual_seed(seed))
     return model

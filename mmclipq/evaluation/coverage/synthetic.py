@@ -49,32 +49,35 @@ def _box(mask: np.ndarray) -> list[int]:
     return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
 
 
-def synthetic_batch(size: int, classes: int, count: int, seed: int) -> dict[str, list[Any]]:
-    """A batch as a data loader gives it: images and what any detector of mmdet learns from.
+def synthetic_batch(
+    size: int, classes: int, count: int, seed: int, masks: bool = True, semantic: bool = True
+) -> dict[str, list[Any]]:
+    """A batch as a data loader gives it: images and what a detector of mmdet learns from.
 
     Args:
         size: Height and width in pixels.
         classes: Labels are below this number.
         count: Number of images.
         seed: The same seed gives the same batch.
+        masks: Whether objects have masks.
+        semantic: Whether images have semantic maps.
 
     Returns:
-        uint8 images ``(3, H, W)`` under ``'inputs'``; data samples with boxes, labels, masks and a
-        semantic map under ``'data_samples'``.
+        uint8 images ``(3, H, W)`` under ``'inputs'``, data samples under ``'data_samples'``.
     """
     generator = np.random.default_rng(seed)
     images, samples = [], []
     for index in range(count):
         image = _background(generator, size)
         labels = generator.integers(0, classes, _OBJECTS)
-        semantic = np.zeros((size, size), np.uint8)
-        masks = []
+        regions = np.zeros((size, size), np.uint8)
+        shapes = []
         for label in labels:
             mask = _shape(generator, size)
             colour = generator.integers(0, 256, 3)
             image[mask == 1] = image[mask == 1] // 4 + (0.75 * colour).astype(np.uint8)
-            semantic[mask == 1] = label
-            masks.append(mask)
+            regions[mask == 1] = label
+            shapes.append(mask)
         sample = DetDataSample(
             metainfo=dict(
                 img_id=index,
@@ -88,14 +91,16 @@ def synthetic_batch(size: int, classes: int, count: int, seed: int) -> dict[str,
             )
         )
         sample.gt_instances = InstanceData(
-            bboxes=torch.tensor([_box(mask) for mask in masks], dtype=torch.float32),
+            bboxes=torch.tensor([_box(mask) for mask in shapes], dtype=torch.float32),
             labels=torch.from_numpy(labels),
-            masks=BitmapMasks(masks, size, size),
         )
+        if masks:
+            sample.gt_instances.masks = BitmapMasks(shapes, size, size)
+        if semantic:
+            sample.gt_sem_seg = PixelData(sem_seg=torch.from_numpy(regions[None]))
         sample.ignored_instances = InstanceData(
             bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long)
         )
-        sample.gt_sem_seg = PixelData(sem_seg=torch.from_numpy(semantic[None]))
         images.append(torch.from_numpy(image.transpose(2, 0, 1).copy()))
         samples.append(sample)
     return {'inputs': images, 'data_samples': samples}

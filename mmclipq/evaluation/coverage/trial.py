@@ -19,7 +19,7 @@ from ...backends.base import backend_class
 from ...errors import ClipQError
 from ...fixed_point import EXPONENT_MAX
 from ...prepare import prepare_model
-from .fresh import fresh_detector, image_size, number_of_classes, trial_config
+from .fresh import annotations, fresh_detector, image_size, number_of_classes, trial_config
 from .measure import (
     Choices,
     Execution,
@@ -136,7 +136,8 @@ class Trial:
         return self.outcome
 
     def _batch(self, count: int, seed: int) -> Batch:
-        return synthetic_batch(self.size, self.classes, count, self.settings.seed + seed)
+        seed += self.settings.seed
+        return synthetic_batch(self.size, self.classes, count, seed, **annotations(self.cfg))
 
     def _batches(self, count: int, seed: int) -> list[Batch]:
         """Batches of one image each."""
