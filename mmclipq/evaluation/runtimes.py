@@ -229,12 +229,13 @@ def onnxruntime_layers(model: Any, layers: Iterable[str]) -> tuple[list[str], di
 
 
 def openvino_layers(model: Any, layers: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-    """Layers that OpenVINO executes with 8-bit inputs, from its runtime model, and the others."""
+    """Layers that OpenVINO by itself executes with 8-bit inputs, from its runtime model, and the
+    others."""
     from ..backends.runtimes.openvino import compiled
     from ..exporters.openvino_ir import convert
 
     kinds = {}
-    for op in compiled(convert(model)).get_runtime_model().get_ordered_ops():
+    for op in compiled(convert(model), integers=True).get_runtime_model().get_ordered_ops():
         info = op.get_rt_info()
         kind = info['layerType'].astype(str)
         if kind not in ('Convolution', 'FullyConnected', 'MatMul'):
