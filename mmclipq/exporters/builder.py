@@ -43,6 +43,9 @@ class OnnxBuilder:
     Args:
         opset: Version of the operator set.
         ir_version: Version of the file format.
+
+    Attributes:
+        ranks: Number of axes of the inputs, and of whatever :meth:`rank_of` found.
     """
 
     def __init__(self, opset: int = DEFAULT_OPSET, ir_version: int = DEFAULT_IR) -> None:
@@ -55,6 +58,7 @@ class OnnxBuilder:
         self.outputs: list[Any] = []
         self._names: set[str] = set()
         self._shared: dict[Any, str] = {}
+        self.ranks: dict[str, int] = {}
 
     def unique(self, name: str) -> str:
         """``name``, with a number where it is taken."""
@@ -104,6 +108,7 @@ class OnnxBuilder:
     def input(self, name: str, dtype: Any, shape: Sequence[Any]) -> str:
         """Declare an input; strings in ``shape`` are dynamic sizes."""
         self._names.add(name)
+        self.ranks[name] = len(shape)
         self.inputs.append(self._value(name, dtype, shape))
         return name
 
@@ -113,6 +118,34 @@ class OnnxBuilder:
             name = self.op('Identity', tensor, name=name)
         self.outputs.append(self._value(name, dtype, shape))
         return name
+
+    def rank_of(self, tensor: str) -> int:
+        """Number of axes of ``tensor``, which is an input or any operator's output.
+
+        Raises:
+            ExportError: if ONNX's shape inference does not find it, naming the tensor.
+        """
+        if tensor not in self.ranks:
+            helper, sizes = self.onnx.helper, {value.name: value for value in self.initializers}
+            # Shapes and indices are short; inference needs no weights.
+            long = {n for n, v in sizes.items() if np.prod(v.dims, dtype=np.int64) > 64}
+            given = [helper.make_tensor_value_info(n, sizes[n].data_type, sizes[n].dims)
+                     for n in sizes if n in long]  # fmt: skip
+            short = [value for name, value in sizes.items() if name not in long]
+            graph = helper.make_graph(self.nodes, 'ranks', [*self.inputs, *given], [], short)
+            opset = [helper.make_opsetid('', self.opset)]
+            model = helper.make_model(graph, opset_imports=opset)
+            found = self.onnx.shape_inference.infer_shapes(model, data_prop=True).graph.value_info
+            self.ranks |= {
+                value.name: len(value.type.tensor_type.shape.dim)
+                for value in found
+                if value.type.tensor_type.HasField('shape')
+            }
+        if tensor not in self.ranks:
+            raise ExportError(
+                f'{tensor}: found a tensor of unknown shape, wanted to know its number of axes'
+            )
+        return self.ranks[tensor]
 
     def model(self, metadata: dict[str, str]) -> Any:
         """The checked ``ModelProto`` with ``metadata``."""

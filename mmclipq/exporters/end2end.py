@@ -261,5 +261,5 @@ def end2end_model(
     }
     model = g.model({**metadata, **facts})
     if target_of(target).fuses:
-        check_placement(model, target_of(target).unsigned)
+        check_placement(model, target_of(target).unsigned, writer.rounded)
     return model

@@ -12,13 +12,16 @@ from mmdet.models.necks.ssd_neck import L2Norm
 from torch import nn
 
 from ..graph import ir
+from .activations import activated
 from .builder import ExportError, OnnxBuilder
+from .operators import group_norm, layer_norm
 
 _SAME = ('float', 'contiguous', 'type_as')
-_UNARY = {
-    'sigmoid': 'Sigmoid', 'exp': 'Exp', 'tanh': 'Tanh', 'relu': 'Relu', 'sqrt': 'Sqrt',
-    'abs': 'Abs', 'neg': 'Neg',
+_UNARY = {'exp': 'Exp', 'sqrt': 'Sqrt', 'abs': 'Abs', 'neg': 'Neg'}
+_ACTIVATIONS = {
+    'relu', 'relu6', 'sigmoid', 'tanh', 'silu', 'hardswish', 'hardsigmoid', 'mish',
 }  # fmt: skip
+"""Functions and methods that are activations without options."""
 _BINARY = {
     'add': 'Add', 'iadd': 'Add', 'sub': 'Sub', 'isub': 'Sub', 'mul': 'Mul', 'imul': 'Mul',
     'truediv': 'Div', 'div': 'Div', 'pow': 'Pow', 'matmul': 'MatMul',
@@ -34,16 +37,17 @@ def _scale(g: OnnxBuilder, module: Scale, x: str) -> str:
 
 
 def _group_norm(g: OnnxBuilder, module: nn.GroupNorm, x: str) -> str:
-    groups = module.num_groups
-    shape = g.op('Shape', x)
-    grouped = g.op('Reshape', x, g.integers(0, groups, -1))
-    ones, zeros = (g.constant(np.full(groups, v, np.float32)) for v in (1, 0))
-    normal = g.op('InstanceNormalization', grouped, ones, zeros, epsilon=module.eps)
-    result = g.op('Reshape', normal, shape)
-    if module.weight is not None:
-        result = g.op('Mul', result, g.constant(_array(module.weight.view(-1, 1, 1))))
-        result = g.op('Add', result, g.constant(_array(module.bias.view(-1, 1, 1))))
-    return result
+    weight, bias = _affine(module, module.num_channels)
+    return group_norm(g, x, module.num_groups, module.eps, weight, bias, g.rank_of(x))
+
+
+def _affine(module: nn.Module, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weight and bias of a norm, which may have none."""
+    given = module.weight, module.bias
+    return tuple(
+        np.full(channels, 1.0 - index, np.float32) if value is None else _array(value)
+        for index, value in enumerate(given)
+    )
 
 
 def _l2_norm(g: OnnxBuilder, module: L2Norm, x: str) -> str:
@@ -70,12 +74,25 @@ def _batch_norm(g: OnnxBuilder, module: nn.BatchNorm2d, x: str) -> str:
     return g.op('BatchNormalization', x, *names, epsilon=module.eps)
 
 
-def _swish(g: OnnxBuilder, module: nn.Module, x: str) -> str:
-    return g.op('Mul', x, g.op('Sigmoid', x))
+def _layer_norm(g: OnnxBuilder, module: nn.LayerNorm, x: str) -> str:
+    if len(module.normalized_shape) != 1:
+        raise ExportError(f'{module}: found a norm over several axes, wanted one over the last')
+    weight, bias = _affine(module, module.normalized_shape[0])
+    return layer_norm(g, x, module.eps, weight, bias, channels_last=True)
 
 
-def _leaky(g: OnnxBuilder, module: nn.LeakyReLU, x: str) -> str:
-    return g.op('LeakyRelu', x, alpha=module.negative_slope)
+def _gelu(g: OnnxBuilder, module: nn.GELU, x: str) -> str:
+    return activated(g, x, 'gelu_tanh' if module.approximate == 'tanh' else 'gelu')
+
+
+def _average(g: OnnxBuilder, module: nn.AdaptiveAvgPool2d, x: str) -> str:
+    if module.output_size not in (1, (1, 1)):
+        raise ExportError(f'{module}: found an average that ONNX does not have')
+    return g.op('GlobalAveragePool', x)
+
+
+def _plain_activation(name: str) -> Callable[[OnnxBuilder, Any, str], str]:
+    return lambda g, module, x: activated(g, x, name)
 
 
 MODULES: dict[str, Callable[[OnnxBuilder, Any, str], str]] = {
@@ -85,16 +102,19 @@ MODULES: dict[str, Callable[[OnnxBuilder, Any, str], str]] = {
     'Conv2d': _conv,
     'ClipConv': _conv,
     'BatchNorm2d': _batch_norm,
-    'Swish': _swish,
-    'SiLU': _swish,
-    'LeakyReLU': _leaky,
-    'ReLU': lambda g, module, x: g.op('Relu', x),
-    'ReLU6': lambda g, module, x: g.op('Clip', x, g.floats(0.0), g.floats(6.0)),
-    'Sigmoid': lambda g, module, x: g.op('Sigmoid', x),
-    'Tanh': lambda g, module, x: g.op('Tanh', x),
+    'LayerNorm': _layer_norm,
+    'AdaptiveAvgPool2d': _average,
+    'GELU': _gelu,
+    'ELU': lambda g, module, x: activated(g, x, 'elu', module.alpha),
+    'LeakyReLU': lambda g, module, x: activated(g, x, 'leaky_relu', module.negative_slope),
+    **{name: _plain_activation(name.lower()) for name in (
+        'ReLU', 'ReLU6', 'Sigmoid', 'Tanh', 'SiLU', 'Hardswish', 'Hardsigmoid', 'Mish',
+    )},
+    'Swish': _plain_activation('silu'),
+    'HSwish': _plain_activation('hardswish'),
     'Identity': lambda g, module, x: x,
     'Dropout': lambda g, module, x: x,
-}
+}  # fmt: skip
 """Translations of modules, by class name."""
 
 
@@ -152,8 +172,10 @@ def _function(g: OnnxBuilder, node: ir.FloatCall, values: Mapping[str, str]) -> 
             return g.op(_BINARY[name], x, values[other.name])
         if isinstance(other, (int, float)):
             return g.op(_BINARY[name], x, g.floats(other))
-    if name == 'silu':
-        return _swish(g, None, x)
+    if name in _ACTIVATIONS and not rest and not kwargs:
+        return activated(g, x, name)
+    if name == 'gelu' and not rest:
+        return activated(g, x, 'gelu_tanh' if kwargs.get('approximate') == 'tanh' else 'gelu')
     if name == 'getitem':
         return _getitem(g, node, x, rest[0])
     if name in ('permute', 'reshape', 'view') and not kwargs and _plain(rest):
@@ -165,7 +187,7 @@ def _function(g: OnnxBuilder, node: ir.FloatCall, values: Mapping[str, str]) -> 
         return g.op('Softmax', x, axis=kwargs.get('dim', rest[0] if rest else -1))
     if name == 'leaky_relu':
         slope = kwargs.get('negative_slope', rest[0] if rest else 0.01)
-        return g.op('LeakyRelu', x, alpha=slope)
+        return activated(g, x, 'leaky_relu', slope)
     raise _refuse(node, node.target)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,22 @@ def dtype_of(kind: ir.TensorType) -> Any:
     return np.int8 if kind.signed else np.uint8
 
 
-def input_shapes(graph: ir.Int8Graph) -> dict[str, list[Any]]:
-    """Shape of each input with names for free sizes: regions ``(K, 5)``, rows, or images."""
+_SAME_COLUMNS = (
+    ir.Quantize, ir.Dequantize, ir.Requantize, ir.Add, ir.Mul, ir.Activate, ir.Affine, ir.Normalize,
+)  # fmt: skip
+
+
+def input_shapes(
+    graph: ir.Int8Graph, ranks: Mapping[str, int] | None = None
+) -> dict[str, list[Any]]:
+    """Shape of each input with names for free sizes.
+
+    Args:
+        graph: The graph.
+        ranks: Number of axes of inputs by name; without, regions ``(K, 5)`` and what linear layers
+            read have two, images four.
+    """
+    ranks = ranks or {}
     columns: dict[str, int] = {}  # of tensors that are rows
     # Nodes behind tell what those before them must be.
     for node in reversed(graph.nodes):
@@ -30,18 +45,21 @@ def input_shapes(graph: ir.Int8Graph) -> dict[str, list[Any]]:
             columns[node.x] = graph.constants[node.weight].shape[1]
         elif isinstance(node, ir.RoIAlign):
             columns[node.rois] = 5
-        elif node.name in columns and isinstance(
-            node, (ir.Quantize, ir.Dequantize, ir.Requantize, ir.Add)
-        ):
+        elif node.name in columns and isinstance(node, _SAME_COLUMNS):
             for name in node.inputs:
                 columns[name] = columns[node.name]
     shapes: dict[str, list[Any]] = {}
     for node in graph.nodes:
         if not isinstance(node, ir.Input):
             continue
-        if node.name in columns:
+        if ranks.get(node.name, 2 if node.name in columns else 4) not in (2, 4):
+            axes = range(1, ranks[node.name])
+            shapes[node.name] = ['batch', *(f'{node.name}_axis{axis}' for axis in axes)]
+        elif ranks.get(node.name, 2) == 2 and node.name in columns:
             rows = 'regions' if columns[node.name] == 5 else 'rows'
             shapes[node.name] = [rows, columns[node.name]]
+        elif ranks.get(node.name) == 2:
+            shapes[node.name] = ['rows', None]
         elif node.type.is_codes:
             shapes[node.name] = ['batch', None, f'{node.name}_height', f'{node.name}_width']
         else:
@@ -58,6 +76,7 @@ def graph_model(
     ir_version: int = DEFAULT_IR,
     metadata: dict[str, str] | None = None,
     all_codes: bool = False,
+    ranks: Mapping[str, int] | None = None,
 ) -> Any:
     """One graph as an ONNX ``ModelProto``, checked; batch and image size are dynamic.
 
@@ -69,6 +88,7 @@ def graph_model(
         ir_version: Version of the file format.
         metadata: Strings by key.
         all_codes: Also give the codes of every tensor, named as in the graph.
+        ranks: Number of axes of inputs, as for :func:`input_shapes`.
 
     Raises:
         ExportError: if a step has no ONNX form, naming it, or for a version out of range.
@@ -76,7 +96,7 @@ def graph_model(
     g = OnnxBuilder(opset, ir_version)
     read = {name for node in graph.nodes for name in node.inputs}
     read |= {ref.name for ref in ir.iter_refs(graph.outputs)}
-    shapes = input_shapes(graph)
+    shapes = input_shapes(graph, ranks)
     kind_of = target_of(target).type_of
     # What nothing reads is no input of the model, because no runtime could tell its shape.
     inputs = [
@@ -97,5 +117,5 @@ def graph_model(
                 g.output(writer.plain(name), f'codes:{name}', dtype_of(kind), None)
     model = g.model(metadata or {})
     if target_of(target).fuses:
-        check_placement(model, target_of(target).unsigned)
+        check_placement(model, target_of(target).unsigned, writer.rounded)
     return model

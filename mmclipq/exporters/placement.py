@@ -8,22 +8,30 @@ between a convolution and its activation or residual addition would break that f
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Set
 from typing import Any
 
 import numpy as np
 
+from ..graph.nodes import OFFSETS
 from .builder import ExportError
 from .packages import require
 
 WEIGHTED = frozenset({'Conv', 'Gemm', 'MatMul'})
+POINTWISE = frozenset({
+    'Clip', 'Div', 'Elu', 'HardSigmoid', 'HardSwish', 'LeakyRelu', 'Pow', 'Relu', 'Sigmoid',
+    'Softplus', 'Tanh',
+})  # fmt: skip
+"""Operators that an activation begins with."""
 
 
-def check_placement(model: Any, unsigned: bool = True) -> None:
+def check_placement(model: Any, unsigned: bool = True, rounded: Set[str] = frozenset()) -> None:
     """Return if TensorRT's explicit quantization fuses every pair of ``model``.
 
     Args:
         model: ONNX ``ModelProto``.
         unsigned: Whether codes may be uint8, which TensorRT's own parser refuses.
+        rounded: Codes that the graph itself has before an activation.
 
     Raises:
         ExportError: naming the first node that stands elsewhere, and why.
@@ -43,7 +51,8 @@ def check_placement(model: Any, unsigned: bool = True) -> None:
         if node.op_type in WEIGHTED:
             _check_weighted(node, makers, constants)
         if node.op_type == 'QuantizeLinear':
-            _check_not_before_pointwise(node, makers, readers)
+            if node.output[0] not in rounded:
+                _check_not_before_pointwise(node, makers, readers)
             _check_readers(node, readers, unsigned)
         if node.op_type == 'DequantizeLinear' and node.input[0] not in constants.keys() | given:
             _check_source(node, makers, unsigned)
@@ -57,8 +66,10 @@ def _check_constants(node: Any, constants: dict, unsigned: bool) -> None:
     scale, zero = (constants.get(name) for name in node.input[1:3])
     if scale is None or not (np.isfinite(scale) & (scale > 0)).all():
         raise ExportError(f'{node.name}: found a scale that is not positive, wanted a constant > 0')
-    if zero is None or zero.any():
-        raise ExportError(f'{node.name}: found a zero point other than 0, wanted 0')
+    wanted = OFFSETS if unsigned and zero is not None and zero.dtype == np.uint8 else (0,)
+    if zero is None or not np.isin(zero, wanted).all():
+        found = 'none' if zero is None else zero
+        raise ExportError(f'{node.name}: found the zero point {found}, wanted one of {wanted}')
     if zero.dtype != np.int8 and not unsigned:
         raise ExportError(f'{node.name}: found codes of {zero.dtype}, wanted int8 for TensorRT')
 
@@ -83,8 +94,9 @@ def _check_not_before_pointwise(node: Any, makers: dict, readers: dict) -> None:
         if dequantize.op_type == 'DequantizeLinear'
         for reader in readers[dequantize.output[0]]
     ]
-    activations = {'Relu', 'LeakyRelu', 'Clip'}
-    if len(after) == 1 and after[0].op_type in activations:
+    # Smooth activations are several operators, which read the sum beside an Add or a Mul.
+    after = [reader for reader in after if reader.op_type not in ('Add', 'Mul')]
+    if after and all(reader.op_type in POINTWISE for reader in after):
         raise ExportError(
             f'{node.name}: found QuantizeLinear between {node.input[0]!r} and {after[0].name}, '
             'wanted it after the activation; export with --target standard'

@@ -1,9 +1,9 @@
 """``Int8Graph`` as an ONNX graph of QuantizeLinear, DequantizeLinear and float operators.
 
 Every tensor of codes is the output of one QuantizeLinear and is read through one DequantizeLinear,
-with zero point 0 and the tensor's power-of-two step as scale, so that both are exact. A product's
-int8 weights carry ``multiplier / input step`` as their scale per channel: batch norm lies in the
-scales and in the float bias.
+with the tensor's offset as zero point and its power-of-two step as scale, so that both are exact. A
+product's int8 weights carry ``multiplier / input step`` as their scale per channel: batch norm lies
+in the scales and in the float bias.
 
 Where QuantizeLinear stands differs between runtimes: :mod:`mmclipq.exporters.targets`.
 """
@@ -17,9 +17,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from .. import fixed_point as fp
 from ..graph import ir
+from .activations import activated
 from .builder import OnnxBuilder
+from .curves import LINEAR, interval
 from .islands import translate
+from .operators import average_pool, group_norm, layer_norm, roi_align, scaled_channels
 from .targets import DEFAULT_TARGET, target_of
 from .weights import folded_weights
 
@@ -38,6 +42,7 @@ class QdqWriter:
     ) -> None:
         self.g, self.islands, self.target = g, islands, target_of(target)
         self._shifted: set[str] = set()  # names of codes with the zero point 128
+        self.rounded: set[str] = set()  # names of codes that the graph has before an activation
 
     def add(self, graph: ir.Int8Graph, inputs: Sequence[str], prefix: str = '') -> dict[str, str]:
         """Add the nodes of ``graph`` and return the ONNX names of its tensors, codes or values.
@@ -55,9 +60,7 @@ class QdqWriter:
         self.types = {n: self.target.type_of(kind) for n, kind in graph.tensors.items()}
         self.names: dict[str, str] = {}
         self.values: dict[str, str] = {}
-        first = {node.name for node in graph.nodes if isinstance(node, ir.Input)}
-        # Inputs that a linear layer reads are declared as rows.
-        self.ranks = {n.x: 2 for n in graph.nodes if isinstance(n, ir.Linear) and n.x in first}
+        self.ranks: dict[str, int] = {}
         self._values_alone = {name for node in graph.nodes if isinstance(node, ir.RoIAlign)
                               for name in node.inputs}  # fmt: skip
         given = iter(inputs)
@@ -69,10 +72,30 @@ class QdqWriter:
                 self._define(node, translate(self.g, node, values, self.islands))
             else:
                 getattr(self, f'_{type(node).__name__.lower()}')(node)
+                self._note_rank(node)
         return dict(self.names)
+
+    def _note_rank(self, node: ir.Node) -> None:
+        if isinstance(node, (ir.Conv, ir.AvgPool, ir.RoIAlign)):
+            self.ranks[node.name] = 4
+        elif isinstance(node, ir.Flatten):
+            self.ranks[node.name] = 2
+        elif all(name in self.ranks for name in node.inputs):
+            self.ranks[node.name] = max(self.ranks[name] for name in node.inputs)
+
+    def _rank(self, name: str) -> int:
+        """Number of axes of the graph's tensor ``name``."""
+        if name not in self.ranks:
+            self.ranks[name] = self.g.rank_of(self.names[name])
+        return self.ranks[name]
+
+    def _array(self, key: str) -> np.ndarray:
+        return self.constants[key].detach().cpu().numpy()
 
     def _input(self, node: ir.Input, name: str) -> None:
         self._define(node, name)
+        if name in self.g.ranks:
+            self.ranks[node.name] = self.g.ranks[name]
         kind = self.types[node.name]
         # Inputs stay signed; ONNX Runtime's convolutions read them as they write their results.
         shifts = self.target.extra_pairs and kind.is_codes and kind.signed
@@ -89,7 +112,7 @@ class QdqWriter:
         scale = self.g.floats(math.ldexp(1.0, kind.step_exponent))
         if shifted and kind.signed:
             return scale, self.g.constant(128, np.uint8)
-        return scale, self.g.constant(0, np.int8 if kind.signed else np.uint8)
+        return scale, self.g.constant(kind.offset, np.int8 if kind.signed else np.uint8)
 
     def _quantized(self, x: str, kind: ir.TensorType, name: str) -> str:
         result = self.g.op(
@@ -126,32 +149,31 @@ class QdqWriter:
         self._define(node, v)
 
     def _pair(self, node: ir.Node, v: str) -> str:
-        """Rounds ``v`` to the signed codes of the node's range on the way, for ONNX Runtime."""
+        """Rounds ``v`` to codes on the way, for ONNX Runtime: to the signed codes of the node's
+        range, or to a grid over the inputs that a smooth activation tells apart."""
+        between = f'{self.prefix}{node.name}.between'
         kind = node.type
+        if node.activation not in LINEAR:
+            step = math.ldexp(1.0, kind.step_exponent)
+            low, high = (value - kind.offset for value in fp.code_range(kind.signed))
+            ends = interval(node.activation, node.slope, low * step, high * step, step / 2)
+            scale = max(ends[1] - ends[0], step) / 255
+            zero = self.g.constant(min(round(-ends[0] / scale), 255), np.uint8)
+            pair = self.g.floats(scale), zero
+            codes = self.g.op('QuantizeLinear', v, *pair, name=between)
+            return self.g.op('DequantizeLinear', codes, *pair, name=f'{between}.value')
         if kind.signed or node.activation not in ('relu', 'relu6') or node.residual is not None:
             kind = ir.TensorType(kind.exponent, True)
-        between = f'{self.prefix}{node.name}.between'
         return self._dequantized(self._quantized(v, kind, between), kind, f'{between}.value')
-
-    def _activated(self, v: str, activation: str, slope: float) -> str:
-        if activation == 'relu':
-            return self.g.op('Relu', v)
-        if activation == 'relu6':
-            return self.g.op('Clip', v, self.g.floats(0.0), self.g.floats(6.0))
-        if activation == 'leaky_relu':
-            return self.g.op('LeakyRelu', v, alpha=slope)
-        return v
 
     def _quantize(self, node: ir.Quantize) -> None:
         self._finish(node, self._value(node.x))
 
     def _dequantize(self, node: ir.Dequantize) -> None:
         self._define(node, self._value(node.x))
-        self.ranks[node.name] = self.ranks.get(node.x, 4)
 
     def _requantize(self, node: ir.Requantize) -> None:
         self._finish(node, self._value(node.x))
-        self.ranks[node.name] = self.ranks.get(node.x, 4)
 
     def _conv(self, node: ir.Conv) -> None:
         pads = [*node.padding, *node.padding]
@@ -161,9 +183,7 @@ class QdqWriter:
         )  # fmt: skip
 
     def _linear(self, node: ir.Linear) -> None:
-        rank = self.ranks.get(node.x, 0)
-        self.ranks[node.name] = rank
-        if rank == 2:
+        if self._rank(node.x) == 2:
             self._product(node, 'Gemm', transB=1)
         else:
             self._product(node, 'MatMul')
@@ -195,21 +215,52 @@ class QdqWriter:
     def _epilogue(self, node: ir.Product, v: str) -> str:
         first = node.residual is not None and not node.residual_last
         fused = node.activation in ('identity', 'relu', 'relu6') and node.residual is None
-        fused &= node.activation == 'identity' or not node.type.signed
+        # A relu may be left out where the lowest code stands for zero.
+        fused &= node.activation == 'identity' or not (node.type.signed or node.type.offset)
         # Only a range that ends at or below 6 makes saturation do what the clip does.
         fused &= node.activation != 'relu6' or (node.type.exponent or 0) <= 2
         if self.target.extra_pairs and node.type.is_codes and not fused:
             v = self._pair(node, v)
         if first:
             v = self.g.op('Add', v, self._value(node.residual))
-        v = self._activated(v, node.activation, node.slope)
+        v = activated(self.g, v, node.activation, node.slope)
         if node.residual is not None and node.residual_last:
             v = self.g.op('Add', v, self._value(node.residual))
         return v
 
+    def _pointwise(self, node: ir.Node, v: str) -> None:
+        self._finish(node, activated(self.g, v, node.activation, node.slope))
+
     def _add(self, node: ir.Add) -> None:
-        v = self.g.op('Add', self._value(node.x), self._value(node.other))
-        self._finish(node, self._activated(v, node.activation, node.slope))
+        self._pointwise(node, self.g.op('Add', self._value(node.x), self._value(node.other)))
+
+    def _mul(self, node: ir.Mul) -> None:
+        self._pointwise(node, self.g.op('Mul', self._value(node.x), self._value(node.other)))
+
+    def _activate(self, node: ir.Activate) -> None:
+        self.rounded.add(self.names[node.x])
+        self._pointwise(node, self._value(node.x))
+
+    def _affine(self, node: ir.Affine) -> None:
+        # Values are codes times a power of two, so the products are those of the codes.
+        factor = self._array(node.multiplier) * np.float32(2.0 ** -self.steps[node.x])
+        shape = (1, -1, 1, 1) if self._rank(node.x) == 4 else (-1,)
+        bias = self._array(node.bias)
+        self._pointwise(node, scaled_channels(self.g, self._value(node.x), factor, bias, shape))
+
+    def _groupnorm(self, node: ir.GroupNorm) -> None:
+        values = self._array(node.weight), self._array(node.bias), self._rank(node.x)
+        v = group_norm(self.g, self._value(node.x), node.groups, node.eps, *values)
+        self._pointwise(node, v)
+
+    def _layernorm(self, node: ir.LayerNorm) -> None:
+        values = self._array(node.weight), self._array(node.bias), self._rank(node.x) != 4
+        self._pointwise(node, layer_norm(self.g, self._value(node.x), node.eps, *values))
+
+    def _avgpool(self, node: ir.AvgPool) -> None:
+        self._finish(
+            node, average_pool(self.g, node, self._value(node.x), self.types[node.x].offset)
+        )
 
     def _concat(self, node: ir.Concat) -> None:
         if self.target.concat_codes:
@@ -245,63 +296,11 @@ class QdqWriter:
         self._finish(node, g.op('Resize', x, '', '', sizes, **options))
 
     def _flatten(self, node: ir.Flatten) -> None:
-        self.ranks[node.name] = 2
         self._finish(node, self.g.op('Flatten', self._value(node.x), axis=1))
 
     def _roialign(self, node: ir.RoIAlign) -> None:
         levels = [self._value(name) for name in node.levels]
         self._finish(node, roi_align(self.g, node, levels, self._value(node.rois)))
-
-
-def roi_align(g: OnnxBuilder, node: ir.RoIAlign, levels: Sequence[str], rois: str) -> str:
-    """Float32 averages of ``node``: the regions of each level apart, then in their order again.
-
-    Args:
-        g: Where to.
-        node: Geometry.
-        levels: Names of the float32 levels.
-        rois: Name of the regions ``(K, 5)``.
-    """
-    image, x1, y1, x2, y2 = g.ops('Split', 5, rois, g.integers(1, 1, 1, 1, 1), axis=1)
-    area = g.op('Mul', g.op('Sub', x2, x1), g.op('Sub', y2, y1))
-    size = g.op('Div', g.op('Sqrt', g.op('Max', area, g.floats(0.0))), g.floats(node.finest_scale))
-    size = g.op('Squeeze', g.op('Add', size, g.floats(1e-6)), g.integers(1))
-    boxes = g.op('Concat', x1, y1, x2, y2, axis=1)
-    batch = g.op('Squeeze', g.op('Cast', image, to=7), g.integers(1))
-    parts, orders = [], []
-    last = len(levels) - 1
-    for index, (level, scale) in enumerate(zip(levels, node.scales, strict=True)):
-        # The first level also takes sizes that are not numbers, so that no region is lost.
-        chosen = None
-        if index > 0:
-            chosen = g.op('GreaterOrEqual', size, g.floats(2.0**index))
-        if index < last:
-            below = g.op('Not', g.op('GreaterOrEqual', size, g.floats(2.0 ** (index + 1))))
-            chosen = below if chosen is None else g.op('And', chosen, below)
-        which_boxes, which_batch = boxes, batch
-        if chosen is not None:
-            order = g.op('Squeeze', g.op('NonZero', chosen), g.integers(0))
-            which_boxes = g.op('Gather', boxes, order, axis=0)
-            which_batch = g.op('Gather', batch, order, axis=0)
-            orders.append(order)
-        mode = 'half_pixel' if node.aligned else 'output_half_pixel'
-        parts.append(
-            g.op(
-                'RoiAlign', level, which_boxes, which_batch, mode='avg',
-                coordinate_transformation_mode=mode, output_height=node.output_size[0],
-                output_width=node.output_size[1], sampling_ratio=node.sampling_ratio,
-                spatial_scale=float(scale),
-            )
-        )  # fmt: skip
-    if not orders:
-        return parts[0]
-    order = g.op('Concat', *orders, axis=0)
-    together = g.op('Concat', *parts, axis=0)
-    count = g.op('Squeeze', g.op('Shape', order), g.integers(0))
-    zero, one = g.constant(0, np.int64), g.constant(1, np.int64)
-    places = g.op('Range', zero, count, one)
-    inverse = g.op('ScatterElements', places, order, places, axis=0)
-    return g.op('Gather', together, inverse, axis=0)
 
 
 def leaves_by_name(outputs: Any, path: str = '') -> dict[str, Any]:

@@ -42,11 +42,13 @@ class ExportedBackend(Backend):
         self, graph: ir.Int8Graph, islands: nn.Module | None = None, device: str = 'cpu'
     ) -> None:
         super().__init__(graph, islands, device)
-        self._model = graph_model(graph, islands, target=self.target)
-        self._execute = self.compile(self._model)
         self._inputs = [node for node in graph.nodes if isinstance(node, ir.Input)]
         self._outputs = leaves_by_name(graph.outputs)
-        self._observed: Any = None
+        model = graph_model(graph, islands, target=self.target)
+        self._ranks = {
+            item.name: len(item.type.tensor_type.shape.dim) for item in model.graph.input
+        }
+        self._compiled = {(tuple(self._ranks.values()), False): self.compile(model)}
 
     def _method(self, node: ir.Node) -> None:
         return None
@@ -55,13 +57,19 @@ class ExportedBackend(Backend):
     def compile(self, model: Any) -> Callable[[dict[str, np.ndarray]], Sequence[np.ndarray]]:
         """A function from named inputs to the outputs of the ONNX ``model`` in order."""
 
-    def _feed(self, inputs: Sequence[Tensor]) -> dict[str, np.ndarray]:
-        read = {item.name for item in self._model.graph.input}
-        return {
+    def _results(self, inputs: Sequence[Tensor], all_codes: bool) -> Sequence[np.ndarray]:
+        """Outputs of the model, which is compiled once for each number of axes of its inputs."""
+        feed = {
             node.name: np.ascontiguousarray(self._read_input(node, x).numpy())
             for node, x in zip(self._inputs, inputs, strict=True)
-            if node.name in read
+            if node.name in self._ranks
         }
+        ranks = {name: x.ndim for name, x in feed.items()}
+        key = tuple(ranks.values()), all_codes
+        if key not in self._compiled:
+            options = dict(target=self.target, all_codes=all_codes, ranks=ranks)
+            self._compiled[key] = self.compile(graph_model(self.graph, self.islands, **options))
+        return self._compiled[key](feed)
 
     @torch.no_grad()
     def run(self, *inputs: Tensor, observe: Callable[[ir.Node, Any], None] | None = None) -> Any:
@@ -70,15 +78,12 @@ class ExportedBackend(Backend):
                 f'backend {self.name!r}: found a run with an observer, wanted codes(): the runtime '
                 'executes the graph as a whole'
             )
-        results = self._execute(self._feed(inputs))
+        results = self._results(inputs, all_codes=False)
         leaves = iter(torch.from_numpy(np.array(value)) for value in results)
         return ir.map_refs(self.graph.outputs, lambda ref: next(leaves))
 
     def codes(self, *inputs: Tensor) -> dict[str, Tensor]:
-        if self._observed is None:
-            model = graph_model(self.graph, self.islands, target=self.target, all_codes=True)
-            self._observed = self.compile(model)
-        results = self._observed(self._feed(inputs))[len(self._outputs) :]
+        results = self._results(inputs, all_codes=True)[len(self._outputs) :]
         names = [name for name, kind in self.types.items() if kind.is_codes]
         return {
             name: torch.from_numpy(np.array(value))
