@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...apis import build_detector
-from ...apis.quantize import preprocessed
+from ...apis.quantize_model import preprocessed
 from ...errors import ClipQError
 
 _THRESHOLDS = ('score_thr', 'conf_thr', 'filter_thr')

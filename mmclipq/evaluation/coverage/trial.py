@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...apis import load_int8, quantize, save_int8
-from ...apis.quantize import preprocessed
+from ...apis.quantize_model import preprocessed
 from ...backends.base import backend_class
 from ...errors import ClipQError
 from ...fixed_point import EXPONENT_MAX
