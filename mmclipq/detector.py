@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from . import fixed_point as fp
 from .backends import Backend, build_backend
+from .errors import ClipQError
 from .graph.ir import FloatCall, Int8Graph
+from .graph.signature import split_call
 
 
 class Executor(Protocol):
@@ -24,31 +26,53 @@ class Executor(Protocol):
         """Outputs of the part."""
 
 
+@dataclass(frozen=True)
+class Int8Module:
+    """One of a detector's modules as an integer graph, float32 in and out.
+
+    Attributes:
+        path: Path of the module in the detector.
+        form: The form of the calls that the graph answers, see
+            :func:`mmclipq.graph.signature.split_call`; the graph's inputs are what it leaves open.
+        graph: The graph.
+    """
+
+    path: str
+    form: Any
+    graph: Int8Graph
+
+
 @dataclass
 class Int8Parts:
     """A detector's integer graphs.
 
     Attributes:
-        graph: Backbone, neck and dense head.
+        graph: Backbone, neck and dense head; None where the detector computes its features in its
+            own way.
         head: Name of the dense head inside the graph, or None.
         captured: Paths of the layers that the graphs compute.
         boxes: RoIAlign and box head of each stage of a two-stage detector, which read the codes
             of the first features; empty if there are none.
+        modules: Modules outside of these that run as graphs of their own.
     """
 
-    graph: Int8Graph
+    graph: Int8Graph | None
     head: str | None
     captured: list[str]
     boxes: tuple[Int8Graph, ...] = ()
+    modules: tuple[Int8Module, ...] = ()
 
     @property
     def graphs(self) -> tuple[Int8Graph, ...]:
-        """All graphs, the dense one first."""
-        return (self.graph, *self.boxes)
+        """All graphs: the dense one, those of the boxes, those of the modules."""
+        dense = () if self.graph is None else (self.graph,)
+        return (*dense, *self.boxes, *(module.graph for module in self.modules))
 
     @property
     def feature_exponents(self) -> tuple[int | None, ...]:
         """Range exponents of the features that leave the dense graph, None for float32 ones."""
+        if self.graph is None:
+            return ()
         outputs, types = self.graph.outputs, self.graph.tensors
         features = outputs.get('features', ()) if isinstance(outputs, dict) else ()
         return tuple(types[ref.name].exponent for ref in features)
@@ -98,28 +122,37 @@ class _Absent(nn.Module):
     def extra_repr(self) -> str:
         return 'computed by the integer graph'
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise ClipQError(
+            'found a call of a layer that calibration saw only inside another module, wanted the '
+            'calls that calibration saw; calibrate on more images'
+        )
+
 
 class Int8Detector:
     """Mixed into a stock detector's class: same ``predict``, data preprocessor and results.
 
-    Only ``extract_feat`` differs, the forward of the dense head, whose outputs come out of the same
-    integer graph, and the RoI head's step from regions to scores and deltas. Boxes are decoded and
-    suppressed by the detector's own code.
+    What differs is inside: ``extract_feat``, the forward of the dense head, whose outputs come out
+    of the same integer graph, the RoI head's step from regions to scores and deltas, and the
+    forward of modules that run as graphs of their own. Boxes are decoded and suppressed by the
+    detector's own code.
 
     Attributes:
-        int8_backend (Backend): Executes the dense graph.
+        int8_backend (Backend | None): Executes the dense graph, if there is one.
         int8_boxes (list[Backend]): Execute the graphs of the RoI head's stages.
         int8_head (str | None): Name of the dense head inside the graph.
         int8_exponents (tuple): Range exponents of the features, None for float32 ones.
     """
 
-    int8_backend: Backend
+    int8_backend: Backend | None
     int8_boxes: list[Backend]
     int8_head: str | None
     int8_exponents: tuple[int | None, ...]
 
-    def extract_feat(self, batch_inputs: Tensor) -> DenseOutputs:
+    def extract_feat(self, batch_inputs: Tensor) -> Any:
         """Preprocessed images, float32 ``(N, C, H, W)``, to the features of all levels."""
+        if self.int8_backend is None:
+            return super().extract_feat(batch_inputs)
         return DenseOutputs.pack(self.int8_backend.run(batch_inputs), self.int8_exponents)
 
 
@@ -145,6 +178,22 @@ class _Int8RoIHead:
         return self._int8_stage(0, x, rois)
 
 
+class _Int8Forward:
+    """Mixed into the class of a module that an integer graph computes."""
+
+    int8_form: Any
+    int8_graph: Executor
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        form, leaves = split_call(args, kwargs)
+        if form != self.int8_form:
+            raise ClipQError(
+                f'{type(self).__name__}: found a call of the form {form}, wanted the one that '
+                f'calibration saw, {self.int8_form}'
+            )
+        return self.int8_graph.run(*leaves)
+
+
 class _Int8CascadeRoIHead(_Int8RoIHead):
     """The same for a cascade of stages."""
 
@@ -167,7 +216,7 @@ def _levels(roi_head: nn.Module, stages: int) -> list[int]:
 def _attach(
     detector: nn.Module,
     head: str | None,
-    dense: Executor,
+    dense: Executor | None,
     boxes: Sequence[Executor],
     exponents: Sequence[int | None],
 ) -> list[tuple[nn.Module, type]]:
@@ -194,7 +243,7 @@ def _attach(
 def executing(
     detector: nn.Module,
     head: str | None,
-    dense: Executor,
+    dense: Executor | None,
     boxes: Sequence[Executor] = (),
     exponents: Sequence[int | None] = (),
 ) -> Iterator[None]:
@@ -206,7 +255,7 @@ def executing(
     Args:
         detector: A stock detector.
         head: Name of the dense head whose outputs the dense part gives, or None.
-        dense: Computes the dense part.
+        dense: Computes the dense part; None if the detector does.
         boxes: Compute the stages of the RoI head; by default it computes them itself.
         exponents: Range exponents of the features, where the dense part gives codes.
     """
@@ -253,13 +302,25 @@ def to_int8(
     Returns:
         ``detector`` itself, in evaluation mode, now also an :class:`Int8Detector`.
     """
+    replaced = {part.path for part in parts.modules}
     for path in parts.captured:
         owner, _, name = path.rpartition('.')
         module = detector.get_submodule(path)
+        if path in replaced:  # a layer that is called on its own
+            module._parameters.clear()
+            continue
         # An extractor has no weights, and a mask head may read the same one.
         if next(module.parameters(), None) is not None or next(module.buffers(), None) is not None:
             setattr(detector.get_submodule(owner), name, _Absent())
     detector.to(device).eval()
-    dense, *boxes = (build_backend(backend, graph, detector, device) for graph in parts.graphs)
-    _attach(detector, parts.head, dense, boxes, parts.feature_exponents)
+
+    def executor(graph: Int8Graph) -> Backend:
+        return build_backend(backend, graph, detector, device)
+
+    dense = None if parts.graph is None else executor(parts.graph)
+    _attach(detector, parts.head, dense, list(map(executor, parts.boxes)), parts.feature_exponents)
+    for part in parts.modules:
+        module = detector.get_submodule(part.path)
+        module.__class__ = _mixed(_Int8Forward, type(module))
+        module.int8_form, module.int8_graph = part.form, executor(part.graph)
     return detector

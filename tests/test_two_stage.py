@@ -25,6 +25,7 @@ SMALL = {
     'model.test_cfg.rpn.nms_pre': 60,
     'model.test_cfg.rpn.max_per_img': 24,
     'model.test_cfg.rcnn.score_thr': 0.0,
+    'model.test_cfg.rcnn.max_per_img': 12,
 }
 ONE_STAGE = {
     'model.roi_head.bbox_roi_extractor.out_channels': 32,
@@ -95,8 +96,10 @@ def assert_same(found, wanted):
 def test_every_layer_of_the_box_half_is_int8(case):
     name, _, model, quantized = case
     assert len(quantized.boxes) == (3 if name == 'cascade' else 1)
-    left = {'roi_head.mask_head': 'its layers run on dequantized features'}
-    assert quantized.left == (left if name == 'mask' else {})
+    mask_head = [f'roi_head.mask_head: roi_head_mask_head_{step}' for step in ('upsample', 'relu')]
+    assert list(quantized.left) == (mask_head if name == 'mask' else [])
+    modules = [part.path for part in quantized.modules]
+    assert modules == (['roi_head.mask_head'] if name == 'mask' else [])
     layers = {
         path
         for path, layer in model.roi_head.named_modules(prefix='roi_head')
@@ -243,7 +246,7 @@ def test_calibration_without_regions_is_refused(monkeypatch):
         quantize(model, [torch.randn(1, 3, 64, 96)])
 
 
-def test_own_way_to_boxes_stays_in_float():
+def test_own_way_to_boxes_is_captured_by_modules():
     _, model = make('faster')
 
     class OwnRoIHead(type(model.roi_head)):
@@ -255,7 +258,8 @@ def test_own_way_to_boxes_stays_in_float():
         capture_boxes(model)
     quantized = quantize(model, [torch.randn(1, 3, 64, 96)])
     assert not quantized.boxes
-    assert set(quantized.left) == {'roi_head', 'roi_head.bbox_head'}
+    assert set(quantized.left) == {'roi_head'}
+    assert [part.path for part in quantized.modules] == ['roi_head.bbox_head']
     assert quantized.feature_exponents == (None,) * 5
     (found,) = instances(predict(to_int8(model, quantized), torch.randn(1, 3, 64, 96)))
     assert len(found) > 0

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, TASK_UTILS, TRANSFORMS, Registry
 from torch import nn
 
-from ..detector import Int8Parts, to_int8
+from ..detector import Int8Module, Int8Parts, to_int8
 from ..graph.artifact import Artifact, ArtifactError, load_artifact, save_artifact
 from .calibration_data import find_test_pipeline
 from .detectors import build_detector
@@ -43,6 +43,11 @@ def save_int8(
         'model': cfg.model.to_dict(),
         'pipeline': [dict(step) for step in find_test_pipeline(cfg) or []],
         'head': quantized.head,
+        'parts': {
+            'dense': quantized.graph is not None,
+            'boxes': len(quantized.boxes),
+            'modules': [(module.path, module.form) for module in quantized.modules],
+        },
         'captured': quantized.captured,
         'left': quantized.left,
         'clipq': cfg.get('clipq', Config()).to_dict() if 'clipq' in cfg else {},
@@ -94,9 +99,16 @@ def check_types(config: Any, path: str | os.PathLike) -> None:
 
 
 def _parts(artifact: Artifact) -> Int8Parts:
-    graph, *boxes = artifact.graphs
-    config = artifact.config
-    return Int8Parts(graph, config['head'], config['captured'], tuple(boxes))
+    config, graphs = artifact.config, list(artifact.graphs)
+    # Files of format version 2 hold the dense graph and those of the boxes.
+    layout = config.get('parts', {'dense': True, 'boxes': len(graphs) - 1, 'modules': []})
+    dense = graphs.pop(0) if layout['dense'] else None
+    boxes, graphs = graphs[: layout['boxes']], graphs[layout['boxes'] :]
+    modules = [
+        Int8Module(path, form, graph)
+        for (path, form), graph in zip(layout['modules'], graphs, strict=True)
+    ]
+    return Int8Parts(dense, config['head'], config['captured'], tuple(boxes), tuple(modules))
 
 
 def load_parts(path: str | os.PathLike) -> Int8Parts:

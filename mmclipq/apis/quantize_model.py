@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 from mmdet.structures import DetDataSample
 from torch import Tensor, nn
 
-from ..detector import Int8Parts, captured_layers, executing, plain_samples
-from ..lowering.capture import capture, evaluating
+from ..detector import Int8Module, Int8Parts, captured_layers, executing, plain_samples
+from ..errors import ClipQError
+from ..lowering.capture import Captured, CaptureError, called_layers, capture, evaluating
 from ..lowering.lower import Lowering
+from ..lowering.module_parts import ModuleParts
 from ..prepare import clip_layers, find_weight_ranges, prepare_model, prepare_options
 
 
@@ -70,35 +73,96 @@ def quantize(
     if next(clip_layers(model), None) is None:
         prepare_model(model, **prepare_options(clipq))
     find_weight_ranges(model)
-    traced = capture(model)
-    dense = Lowering(traced.module, cannot_be_negative(model.data_preprocessor), traced.levels)
-    features_from_zero = all(unit.non_negative for unit in dense.plan.levels)
-    boxes = [Lowering(part, features_from_zero) for part in traced.boxes]
+    session = _Session(model)
     for images, samples in preprocessed(model, batches):
-        if not boxes:
-            dense.run(images)
-            continue
-        # The detector's own prediction leads from the features to the regions of every stage.
-        with torch.no_grad(), evaluating(model), executing(model, traced.head, dense, boxes):
-            model.predict(images, samples)
-    graph = dense.finish(method, offsets=offsets)
-    features = graph.outputs['features'] if traced.levels else ()
-    levels = [graph.tensors[ref.name] for ref in features[: traced.levels]]
-    graphs = graph, *(box.finish(method, levels, offsets) for box in boxes)
-    left = {**traced.left_out}
-    for part in graphs:
-        left |= part.islands
-    captured = captured_layers(graphs, traced.called)
-    left |= _uncaptured_heads(model, captured)
-    return Quantized(graph, traced.head, captured, graphs[1:], left)
+        session.observe(images, samples)
+    return session.finish(method, offsets)
 
 
-def _uncaptured_heads(model: nn.Module, captured: list[str]) -> dict[str, str]:
-    """Parts of the RoI head with weights that no graph computes."""
-    reason = 'its layers run on dequantized features'
-    return {
-        f'roi_head.{name}': reason
-        for name, part in getattr(model, 'roi_head', nn.Module()).named_children()
-        if next(part.parameters(), None) is not None
-        and not any(path.startswith(f'roi_head.{name}.') for path in captured)
-    }
+class _Session:
+    """What calibration knows of a detector: its parts under observation.
+
+    Args:
+        model: The prepared detector.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.traced: Captured | None = None
+        self.dense: Lowering | None = None
+        self.boxes: list[Lowering] = []
+        self.left: dict[str, str] = {}
+        self.modules = ModuleParts(model)
+        self.batches = 0
+
+    def start(self, image: Tensor) -> None:
+        """Trace the parts that the detector has, with an image ``(1, C, H, W)``."""
+        try:
+            self.traced = traced = capture(self.model, image)
+        except CaptureError as error:
+            self.left['detector'] = f'{error}: it is captured module by module'
+            return
+        self.left |= traced.left_out
+        non_negative = cannot_be_negative(self.model.data_preprocessor)
+        self.dense = Lowering(traced.module, non_negative, traced.levels)
+        features_from_zero = all(unit.non_negative for unit in self.dense.plan.levels)
+        self.boxes = [Lowering(part, features_from_zero) for part in traced.boxes]
+        if traced.head is not None:
+            self.modules.outside.add(traced.head)
+
+    def needs_predictions(self) -> bool:
+        """Whether anything beside the dense part has layers to observe."""
+        called = set() if self.traced is None else {self.model.get_submodule(path) for path in
+                                                    self.traced.called}  # fmt: skip
+        return any(layer not in called for _, layer in clip_layers(self.model))
+
+    @torch.no_grad()
+    def observe(self, images: Tensor, samples: list[DetDataSample]) -> None:
+        """Let every part see a batch."""
+        if not self.batches:
+            self.start(images[:1])
+        self.batches += 1
+        if self.dense is not None and not self.boxes and not self.needs_predictions():
+            self.dense.run(images)
+            return
+        # The detector's own prediction leads to everything that is not its dense part.
+        with evaluating(self.model), ExitStack() as stack:
+            if self.traced is not None:
+                stack.enter_context(executing(self.model, self.traced.head, self.dense, self.boxes))
+            stack.enter_context(self.modules.observing())
+            self.model.predict(images, samples)
+
+    def finish(self, method: str, offsets: bool) -> Quantized:
+        """The integer graphs."""
+        if not self.batches:
+            raise ClipQError('calibration: found no images, wanted at least one batch')
+        graph, boxes, called, head = None, [], [], None
+        if self.dense is not None:
+            graph = self.dense.finish(method, offsets=offsets)
+            head, called = self.traced.head, self.traced.called
+            levels = self.traced.levels
+            features = graph.outputs['features'] if levels else ()
+            types = [graph.tensors[ref.name] for ref in features[:levels]]
+            boxes = [box.finish(method, types, offsets) for box in self.boxes]
+        modules = [Int8Module(*part) for part in self.modules.finish(method, offsets)]
+        for part in self.modules.parts.values():
+            called = [*called, *called_layers(part.traced)]
+        parts = Quantized(graph, head, [], tuple(boxes), tuple(modules))
+        kept = self.modules.called
+        parts.captured = [p for p in captured_layers(parts.graphs, called) if p not in kept]
+        parts.left = self.left | self._left(parts)
+        return parts
+
+    def _left(self, parts: Quantized) -> dict[str, str]:
+        """Name and reason of what stays in float."""
+        left: dict[str, str] = {}
+        for graph in (parts.graph, *parts.boxes):
+            left |= {} if graph is None else graph.islands
+        for module in parts.modules:
+            left |= {f'{module.path}: {name}': r for name, r in module.graph.islands.items()}
+        left |= self.modules.refused
+        captured = {self.model.get_submodule(path) for path in parts.captured}
+        for name, layer in clip_layers(self.model):
+            if layer not in captured and name not in left:
+                left[name] = 'never called in calibration'
+        return left

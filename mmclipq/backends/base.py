@@ -166,9 +166,11 @@ class Backend(ABC):
                 del values[name]
         return ir.map_refs(self.graph.outputs, lambda ref: self._output(ref.name, values))
 
-    def _read_input(self, node: ir.Input, x: Tensor) -> Any:
+    def _read_input(self, node: ir.Input, x: Any) -> Any:
+        if not isinstance(x, Tensor):  # a number that a module is called with
+            return x
         if not node.type.is_codes:
-            return x.to(self.device, torch.float32)
+            return x.to(self.device, torch.float32 if x.is_floating_point() else x.dtype)
         wanted = fp.code_dtype(node.type.signed)
         if x.dtype != wanted:
             raise ir.GraphError(f'{node.name}: found an input of {x.dtype}, wanted {wanted}')

@@ -37,7 +37,8 @@ from ..version import __version__
 from . import ir
 
 MAGIC = b'CLIPQ\r\n\0'
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+READABLE_VERSIONS = (2, 3)
 _PREFIX = struct.Struct('<8sIQ32s')
 _HEADER_SIZE = struct.Struct('<Q')
 _ZSTD_LEVEL = 12
@@ -86,6 +87,8 @@ def to_json(value: Any) -> Any:
         return [to_json(item) for item in value]
     if isinstance(value, slice):
         return {'$slice': [to_json(v) for v in (value.start, value.stop, value.step)]}
+    if value is ...:
+        return {'$ellipsis': True}
     if isinstance(value, torch.dtype):
         return {'$dtype': str(value).removeprefix('torch.')}
     if isinstance(value, Mapping):
@@ -114,6 +117,8 @@ def from_json(value: Any) -> Any:
             return tuple(from_json(part) for part in item)
         if key == '$slice':
             return slice(*(from_json(part) for part in item))
+        if key == '$ellipsis':
+            return ...
         if key == '$float':
             return float(item)
         if key == '$dtype':
@@ -157,6 +162,7 @@ def _pack(artifact: Artifact) -> bytes:
             {'nodes': [_node_to_json(node) for node in g.nodes], 'outputs': to_json(g.outputs)}
             for g in artifact.graphs
         ],
+        'format': FORMAT_VERSION,
         'config': to_json(artifact.config),
         'meta': to_json(artifact.meta),
         'versions': dict(artifact.versions) or _versions(),
@@ -222,7 +228,8 @@ def is_artifact(path: str | os.PathLike) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def _checked_body(path: Path) -> memoryview:
+def _checked_body(path: Path) -> tuple[int, memoryview]:
+    """Format version, and everything after the checksum."""
     if not path.is_file():
         raise ArtifactError(f'{path}: found no file, wanted a .clipq file')
     data = memoryview(path.read_bytes())
@@ -233,7 +240,7 @@ def _checked_body(path: Path) -> memoryview:
     if len(data) < _PREFIX.size:
         raise ArtifactError(f'{path}: found a truncated .clipq file; copy or export it again')
     _, version, size, checksum = _PREFIX.unpack(data[: _PREFIX.size])
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
         cure = 'update mmclipq' if version > FORMAT_VERSION else 'export it again'
         raise ArtifactError(
             f'{path}: found format version {version}, wanted {FORMAT_VERSION}; {cure}'
@@ -249,7 +256,7 @@ def _checked_body(path: Path) -> memoryview:
             f'{path}: found another checksum than the file states, so it was altered; '
             'copy or export it again'
         )
-    return body
+    return version, body
 
 
 def load_artifact(path: str | os.PathLike) -> Artifact:
@@ -260,11 +267,13 @@ def load_artifact(path: str | os.PathLike) -> Artifact:
             or newer than this version of mmclipq reads.
     """
     path = Path(path)
-    body = _checked_body(path)
+    version, body = _checked_body(path)
     start = _HEADER_SIZE.size
     try:
         (length,) = _HEADER_SIZE.unpack(body[:start])
         header = json.loads(bytes(body[start : start + length]))
+        if header.get('format', 2) != version:  # version 2 did not repeat it
+            raise ir.GraphError(f'found the content of format version {header.get("format", 2)}')
         blob = zstandard.ZstdDecompressor().decompress(body[start + length :])
         tensors = safetensors.torch.load(blob)
         graphs = tuple(

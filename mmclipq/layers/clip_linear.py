@@ -19,7 +19,10 @@ class _ClipLinear(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         exponents = needed(x, exponents[0], rounded), needed(weight, exponents[1], rounded)
         ctx.exponents, ctx.rounded = exponents, rounded
-        return F.linear(limit(x, exponents[0], rounded), limit(weight, exponents[1], rounded), bias)
+        rows = limit(x, exponents[0], rounded).flatten(0, -2)
+        result = F.linear(rows, limit(weight, exponents[1], rounded), bias)
+        # A view made in here could not be changed in place by the activation that follows.
+        return torch.ops.aten._unsafe_view(result, (*x.shape[:-1], weight.shape[0]))
 
     @staticmethod
     @once_differentiable

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,15 +12,29 @@ from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
 from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
 from torch import Tensor, fx, nn
 
-from ..graph.ir import GraphError
-from .activations import WHOLE
+from ..graph.signature import input_name, join_call, split_call
+from .agreement import same_results
+from .tracer import REASON, CaptureError, evaluating, sentence, trace
+
+__all__ = [
+    'BoxPart',
+    'CaptureError',
+    'Captured',
+    'DensePart',
+    'ModulePart',
+    'called_layers',
+    'capture',
+    'capture_boxes',
+    'capture_module',
+    'dense_head_name',
+    'evaluating',
+]
+
+EXAMPLE_SIZE = (320, 320)
+"""Height and width of an image that any detector takes, for tracing without one."""
 
 _STOCK_EXTRACTORS = {SingleStageDetector.extract_feat, TwoStageDetector.extract_feat}
 _STOCK_BOX_FORWARDS = {StandardRoIHead._bbox_forward, CascadeRoIHead._bbox_forward}
-
-
-class CaptureError(GraphError):
-    """A detector, or a part of it, whose computation cannot be written down as a graph."""
 
 
 class DensePart(nn.Module):
@@ -69,8 +82,8 @@ class DensePart(nn.Module):
 class BoxPart(nn.Module):
     """RoIAlign and box head of one stage of an RoI head, under the detector's own names.
 
-    ``forward`` takes the features of the levels ``(N, C, H, W)`` and regions ``(K, 5)`` and returns
-    what the box head returns: class scores and box deltas.
+    ``forward`` takes the features of each level ``(N, C, H, W)``, then regions ``(K, 5)``, and
+    returns what the box head returns: class scores and box deltas.
 
     Args:
         detector: A two-stage detector whose RoI head runs its boxes as mmdet's Standard- or
@@ -90,8 +103,8 @@ class BoxPart(nn.Module):
     def extractor(self) -> BaseRoIExtractor:
         return self._of_stage(self.roi_head.bbox_roi_extractor)
 
-    def forward(self, features: Sequence[Tensor], rois: Tensor) -> Any:
-        levels = [features[index] for index in range(self.extractor.num_inputs)]
+    def forward(self, *levels_and_rois: Tensor) -> Any:
+        *levels, rois = levels_and_rois
         regions = self.extractor(levels, rois)
         if self.roi_head.with_shared_head:
             regions = self.roi_head.shared_head(regions)
@@ -120,96 +133,12 @@ class Captured:
     @property
     def called(self) -> list[str]:
         """Paths of the layers that the parts call, in order, one for each call."""
-        return [
-            node.target
-            for part in (self.module, *self.boxes)
-            for node in part.graph.nodes
-            if node.op == 'call_module'
-        ]
+        return [path for part in (self.module, *self.boxes) for path in called_layers(part)]
 
 
-class _Tracer(fx.Tracer):
-    """Keeps every module without children whole, and remembers where tracing stopped.
-
-    Args:
-        examples: Values of the arguments, with which a condition on the number of a tensor's axes,
-            or on whether it is empty, is decided while tracing; without them every condition is an
-            error.
-    """
-
-    def __init__(self, examples: Sequence[Any] = ()) -> None:
-        super().__init__(param_shapes_constant=True)
-        self.path: list[str] = []
-        self.examples = examples
-        self.executing = False
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        has_children = next(module.children(), None) is not None
-        whole = isinstance(module, (BaseRoIExtractor, *WHOLE))
-        leaf = whole or not has_children
-        return leaf or super().is_leaf_module(module, name)
-
-    def getattr(self, attr, attr_val, parameter_proxy_cache):
-        if self.executing:
-            return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
-
-    def to_bool(self, obj: fx.Proxy) -> bool:
-        if not self.examples or not _is_about_axes(obj.node):
-            return super().to_bool(obj)
-        interpreter = fx.Interpreter(self.root, graph=self.graph)
-        interpreter.args_iter = iter(self.examples)
-        self.executing = True
-        with torch.no_grad():
-            for node in self.graph.nodes:
-                interpreter.env[node] = interpreter.run_node(node)
-        self.executing = False
-        return bool(interpreter.env[obj.node])
-
-    def call_module(self, module, forward, args, kwargs):
-        if self.executing:
-            return forward(*args, **kwargs)
-        self.path.append(self.path_of_module(module))
-        result = super().call_module(module, forward, args, kwargs)
-        self.path.pop()
-        return result
-
-
-def _is_about_axes(node: fx.Node) -> bool:
-    """Whether the condition asks for a number of axes, or whether there is anything at all.
-
-    No data changes the first, and mmdet's RoI heads do not run their box heads on nothing.
-    """
-    sources = [source.target for source in node.all_input_nodes if source.op == 'call_method']
-    return sources == ['dim'] or sources == ['numel'] and node.args[1] == 0
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every submodule's own mode again afterwards."""
-    modes = [(child, child.training) for child in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for child, training in modes:
-            child.training = training
-
-
-def _trace(part: nn.Module, examples: Sequence[Any] = ()) -> fx.GraphModule:
-    tracer = _Tracer(examples)
-    try:
-        with evaluating(part):
-            graph = tracer.trace(part)
-    except Exception as error:
-        where = tracer.path[-1] if tracer.path else type(part).__name__
-        module = part.get_submodule(where) if tracer.path else part
-        reason = str(error).split('\n')[0]
-        raise CaptureError(
-            f'{where} ({type(module).__name__}): found a step whose course depends on the data '
-            f'({reason}), wanted one that torch.fx can trace; int8 does not cover it'
-        ) from error
-    return fx.GraphModule(part, graph)
+def called_layers(module: fx.GraphModule) -> list[str]:
+    """Paths of the layers that a traced part calls, in order, one for each call."""
+    return [node.target for node in module.graph.nodes if node.op == 'call_module']
 
 
 def dense_head_name(detector: nn.Module) -> str | None:
@@ -218,20 +147,6 @@ def dense_head_name(detector: nn.Module) -> str | None:
         if isinstance(getattr(detector, name, None), nn.Module):
             return name
     return None
-
-
-def _levels_as_arguments(module: fx.GraphModule) -> fx.GraphModule:
-    """The traced box part with one argument for each level instead of one with all."""
-    features, *_ = module.graph.nodes
-    for index, item in enumerate(list(features.users)):
-        with module.graph.inserting_before(features):
-            level = module.graph.placeholder(f'level{index}')
-        item.replace_all_uses_with(level)
-        module.graph.erase_node(item)
-    module.graph.erase_node(features)
-    module.graph.eliminate_dead_code()  # conditions that tracing has decided
-    module.recompile()
-    return module
 
 
 def capture_boxes(detector: nn.Module) -> tuple[fx.GraphModule, ...]:
@@ -259,30 +174,44 @@ def capture_boxes(detector: nn.Module) -> tuple[fx.GraphModule, ...]:
         part = BoxPart(detector, stage)
         parameter = next(part.roi_head.parameters())
         level = parameter.new_zeros(1, part.extractor.out_channels, 8, 8)
-        examples = [level] * part.extractor.num_inputs, parameter.new_zeros(1, 5)
-        parts.append(_levels_as_arguments(_trace(part, examples)))
+        levels = [f'level{index}' for index in range(part.extractor.num_inputs)]
+        examples = [level] * len(levels) + [parameter.new_zeros(1, 5)]
+        parts.append(trace(part, [*levels, 'rois'], examples))
     return tuple(parts)
 
 
-def capture(detector: nn.Module) -> Captured:
+def capture(detector: nn.Module, image: Tensor | None = None) -> Captured:
     """Trace backbone, neck and dense head of ``detector``, and the box heads of its RoI head.
 
-    A head that cannot be traced stays outside, with the reason in the result.
+    A submodule that cannot be traced becomes one step of the graph. A head that cannot be traced
+    stays outside, with the reason in the result.
+
+    Args:
+        detector: The detector.
+        image: A preprocessed image, float32 ``(1, C, H, W)``, on which the trace is compared with
+            the detector. Without one nothing is compared.
 
     Raises:
-        CaptureError: naming the layer, if backbone or neck cannot be traced.
+        CaptureError: if the detector computes its features in its own way, or if the trace gives
+            other results than the detector.
     """
+    given = image is not None
+    if not given:
+        image = next(detector.parameters()).new_zeros(1, 3, *EXAMPLE_SIZE)
     head = dense_head_name(detector)
     left_out: dict[str, str] = {}
     module = None
     if head is None:
         left_out['dense head'] = f'{type(detector).__name__} has no dense head'
     else:
-        try:
-            module = _trace(DensePart(detector, head))
-        except CaptureError as error:
-            left_out['dense head'], head = str(error), None
-    captured = Captured(module or _trace(DensePart(detector, None)), head, left_out)
+        module = trace(DensePart(detector, head), ['image'], [image])
+        reason = next((n.meta.get(REASON) for n in module.graph.nodes if n.target == head), None)
+        if reason is not None:
+            left_out['dense head'], head, module = f'{head}: {reason}', None, None
+    module = module or trace(DensePart(detector, None), ['image'], [image])
+    if given:
+        _check(DensePart(detector, head), module, image)
+    captured = Captured(module, head, left_out)
     if hasattr(detector, 'roi_head'):
         try:
             captured.boxes = capture_boxes(detector)
@@ -290,6 +219,66 @@ def capture(detector: nn.Module) -> Captured:
         except CaptureError as error:
             left_out['roi_head'] = str(error)
     return captured
+
+
+@torch.no_grad()
+def _check(part: DensePart, traced: fx.GraphModule, image: Tensor) -> None:
+    """Return if the trace agrees with the detector on ``image`` and on the same one turned.
+
+    Raises:
+        CaptureError: if it does not, as where a size has become a constant of the trace.
+    """
+    with evaluating(part):
+        for turned in (False, True):
+            x = image.transpose(2, 3).contiguous() if turned else image
+            try:
+                wanted = part(x.clone())
+            except Exception:
+                if turned:  # a detector for images of one shape
+                    return
+                raise
+            try:
+                agrees = same_results(traced(x.clone()), wanted)
+            except Exception as error:
+                raise CaptureError(f'found a trace that fails ({sentence(error)})') from error
+            if not agrees:
+                raise CaptureError('found a trace with other results than the detector')
+
+
+class ModulePart(nn.Module):
+    """One call of one of a detector's modules, under the detector's own names.
+
+    ``forward`` takes the tensors and numbers of the call in order.
+
+    Args:
+        detector: The detector.
+        path: Path of the module.
+        form: Form of the call, see :func:`mmclipq.graph.signature.split_call`.
+    """
+
+    def __init__(self, detector: nn.Module, path: str, form: Any) -> None:
+        super().__init__()
+        for name in ('_modules', '_parameters', '_buffers'):
+            self.__dict__[name] = vars(detector)[name]
+        self.path, self.form = path, form
+
+    def forward(self, *leaves: Any) -> Any:
+        args, kwargs = join_call(self.form, leaves)
+        return self.get_submodule(self.path)(*args, **kwargs)
+
+
+def capture_module(
+    detector: nn.Module, path: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Any, fx.GraphModule]:
+    """Trace one module of ``detector`` by a call of it; returns the form of the call, too.
+
+    Raises:
+        GraphError: if the arguments are not tensors and plain data, or if the module's own forward
+            cannot be traced.
+    """
+    form, leaves = split_call(args, kwargs)
+    names = [input_name(index) for index in range(len(leaves))]
+    return form, trace(ModulePart(detector, path, form), names, leaves, path)
 
 
 def _placeholders(module: fx.GraphModule) -> list[fx.Node]:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ..graph.islands import FUNCTION_NAMES, SHAPE_ATTRIBUTES
 from ..layers import ClipConv, ClipConvTranspose, ClipLinear
 from . import activations
+from .tracer import BOOKKEEPING, REASON
 
 _ADDS = {operator.add, operator.iadd, torch.add}
 _MULS = {operator.mul, operator.imul, torch.mul}
@@ -296,6 +297,8 @@ def _read_call(node: fx.Node) -> Op:
 
 def read(node: fx.Node, modules: dict[str, nn.Module]) -> Op:
     """``node`` as an :class:`Op`."""
+    if node.meta.get(BOOKKEEPING) or REASON in node.meta:
+        return _op('float', reason=node.meta.get(REASON, ''))
     if node.op == 'call_module':
         return _read_module(node, modules[node.target])
     if node.op in ('call_function', 'call_method'):

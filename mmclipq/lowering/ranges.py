@@ -11,6 +11,7 @@ from ..calibration.observer import OctaveHistogram
 from ..calibration.range_search import OFFSETS, activation_range
 from ..graph.ir import TensorType
 from .plan import PRODUCTS, Plan, Unit, tied_groups
+from .tracer import Watched, plain
 
 
 class Recorder(fx.Interpreter):
@@ -34,6 +35,13 @@ class Recorder(fx.Interpreter):
     def run(self, *args: Any, **kwargs: Any) -> Any:
         self.batches += 1
         return super().run(*args, **kwargs)
+
+    def call_module(self, target: str, args: Any, kwargs: Any) -> Any:
+        module = self.fetch_attr(target)
+        args, kwargs = plain(args), plain(kwargs)
+        if isinstance(module.forward, Watched) and next(module.children(), None) is None:
+            return module.forward.stock(*args, **kwargs)  # a call of the graph's own
+        return module(*args, **kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)

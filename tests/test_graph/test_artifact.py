@@ -186,19 +186,19 @@ def test_altered_body(saved):
     assert 'altered' in refusal(saved)
 
 
-@pytest.mark.parametrize('version', [1, 3, 77, 2**32 - 1])
+@pytest.mark.parametrize('version', [1, 4, 77, 2**32 - 1])
 def test_other_version(saved, version):
     data = bytearray(saved.read_bytes())
     data[8:12] = struct.pack('<I', version)
     saved.write_bytes(data)
     message = refusal(saved)
-    assert f'found format version {version}, wanted 2; ' in message
+    assert f'found format version {version}, wanted 3; ' in message
     assert message.endswith('export it again' if version == 1 else 'update mmclipq')
 
 
 def sign(path, body):
     path.write_bytes(
-        PREFIX.pack(b'CLIPQ\r\n\0', 2, len(body), hashlib.sha256(body).digest()) + body
+        PREFIX.pack(b'CLIPQ\r\n\0', 3, len(body), hashlib.sha256(body).digest()) + body
     )
 
 

@@ -6,9 +6,9 @@ from mmengine.hub import get_config
 from torch import fx, nn
 
 from mmclipq.apis import build_detector
-from mmclipq.lowering.capture import _Tracer
 from mmclipq.lowering.lower import lower
 from mmclipq.lowering.plan import make_plan
+from mmclipq.lowering.tracer import Tracer
 from mmclipq.prepare import find_weight_ranges, prepare_model
 
 
@@ -37,7 +37,7 @@ def trace():
     def run(module: nn.Module, **options) -> fx.GraphModule:
         prepare_model(module.eval(), **options)
         find_weight_ranges(module)
-        return fx.GraphModule(module, _Tracer().trace(module)).eval()
+        return fx.GraphModule(module, Tracer().trace(module)).eval()
 
     return run
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from mmclipq.lowering.capture import CaptureError, DensePart, capture, dense_head_name, evaluating
 from mmclipq.lowering.plan import make_plan
+from mmclipq.lowering.tracer import REASON
 from mmclipq.prepare import prepare_model
 
 STOCK = {
@@ -53,7 +54,7 @@ def test_stock_detector(stock, randomise, name):
     with torch.no_grad():
         wanted = getattr(detector, head)(detector.extract_feat(image))
     prepare_model(detector)
-    captured = capture(detector)
+    captured = capture(detector, image)
     assert (captured.head, captured.left_out) == (head, {})
     found = Counter(unit.kind for unit in make_plan(captured.module).units)
     assert {kind: found[kind] for kind in kinds} == kinds
@@ -69,7 +70,7 @@ def test_stock_detector(stock, randomise, name):
 def test_residual_blocks_of_darknet_fuse(stock):
     detector = stock('yolo/yolov3_d53_8xb8-320-273e_coco.py')
     prepare_model(detector)
-    units = make_plan(capture(detector).module).units
+    units = make_plan(capture(detector, torch.randn(1, 3, 64, 64)).module).units
     assert sum(len(unit.operands) == 2 and unit.kind == 'conv' for unit in units) == 23
     # Each block adds after its second activation.
     assert sum(unit.options.get('residual_last', False) for unit in units) == 23
@@ -77,28 +78,41 @@ def test_residual_blocks_of_darknet_fuse(stock):
 
 
 class DataDependent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 1)
+    """Runs ``inner`` in a way that no trace can follow."""
 
-    def forward(self, x, *args):
-        x = self.conv(x)
-        return (x * 2,) if x.sum() > 0 else (x,)
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        first = x if isinstance(x, torch.Tensor) else x[0]
+        return self.inner(x) if first.sum() < 1e9 else None
 
 
 @pytest.mark.parametrize('part', ['backbone', 'neck'])
-def test_untraceable_part_is_named(stock, part):
-    detector = stock('yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py')
-    setattr(detector, part, nn.Sequential(nn.Identity(), DataDependent()))
-    with pytest.raises(CaptureError, match=rf'{part}\.1 \(DataDependent\): found a step'):
-        capture(detector)
+def test_untraceable_module_becomes_one_step(stock, part):
+    detector = stock('yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py').eval()
+    inner = nn.Sequential(nn.Identity(), DataDependent(getattr(detector, part)))
+    setattr(detector, part, inner)
+    prepare_model(detector)
+    captured = capture(detector, torch.randn(1, 3, 64, 96))
+    assert captured.head == 'bbox_head'
+    reasons = {n.target: n.meta['reason'] for n in captured.module.graph.nodes if REASON in n.meta}
+    assert reasons == {
+        f'{part}.1': 'DataDependent cannot be traced: a condition on data or sizes',
+    }
+    image = torch.randn(1, 3, 96, 64)
+    with torch.no_grad():
+        found = captured.module(image)['head']
+        wanted = detector.bbox_head(detector.extract_feat(image))
+    assert all(torch.equal(a, b) for a, b in zip(flat(found), flat(wanted), strict=True))
 
 
 def test_untraceable_head_stays_outside(stock):
     detector = stock('tood/tood_r50_fpn_1x_coco.py')
-    captured = capture(detector)
+    captured = capture(detector, torch.randn(1, 3, 64, 96))
     assert captured.head is None
-    assert captured.left_out['dense head'].startswith('bbox_head (TOODHead): found a step')
+    assert captured.left_out['dense head'].startswith('bbox_head: TOODHead cannot be traced')
     with torch.no_grad(), evaluating(captured.module):
         outputs = captured.module(torch.randn(1, 3, 64, 64))
     assert list(outputs) == ['features']
@@ -118,15 +132,14 @@ def test_training_modes_are_restored(stock, fails):
     detector.neck.eval()
     detector.backbone.conv1.bn.training = False
     if fails:
-        detector.neck.append = DataDependent()
-        detector.neck.forward = detector.neck.append.forward
+        detector.neck.forward = lambda features: undefined  # noqa: F821
     modes = {name: module.training for name, module in detector.named_modules()}
     assert len(set(modes.values())) == 2
     if fails:
         with pytest.raises(CaptureError):
-            capture(detector)
+            capture(detector, torch.randn(1, 3, 64, 64))
     else:
-        assert capture(detector).head == 'bbox_head'
+        assert capture(detector, torch.randn(1, 3, 64, 64)).head == 'bbox_head'
     assert {name: module.training for name, module in detector.named_modules()} == modes
 
 
