@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..graph.nodes import OFFSETS
+from ..graph.ir import OFFSETS
 from .builder import ExportError
 from .packages import require
 
