@@ -130,6 +130,8 @@ setup(
     ext_modules=[*cpu_extensions(), *cuda_extensions()],
     cmdclass={'build_ext': BuildOperators, 'build_py': BuildWithMim},
     python_requires='>=3.10',
+    license_expression='Apache-2.0',
+    license_files=['LICENSE'],
     extras_require={
         'cpu': ['onednn-cpu-gomp==2023.2.0'],
         'export': ['onnx==1.23.2', 'onnxruntime==1.32.0', 'openvino==2026.4.1'],

@@ -109,7 +109,7 @@ def test_wheel_carries_configs_and_tools(tmp_path):
     for name in ('mmclipq', 'configs', 'tools'):
         ignore = shutil.ignore_patterns('.mim', '__pycache__')
         shutil.copytree(ROOT / name, source / name, ignore=ignore)
-    for name in ('setup.py', 'README.md'):
+    for name in ('setup.py', 'pyproject.toml', 'README.md', 'LICENSE'):
         shutil.copy(ROOT / name, source / name)
     options = ['--no-deps', '--no-build-isolation', '--no-index', '-w', str(tmp_path)]
     command = [sys.executable, '-m', 'pip', 'wheel', str(source), *options]
@@ -124,5 +124,9 @@ def test_wheel_carries_configs_and_tools(tmp_path):
     # What builds the operators stays with their sources.
     assert {n for n in modules if '/.mim/' not in n and '/csrc/' not in n} <= names
     assert 'mmclipq/.mim/configs/_base_/clipq.py' in names
+    (folder,) = {name.split('/')[0] for name in names if '.dist-info/' in name}
+    assert f'{folder}/licenses/LICENSE' in names
+    metadata = zipfile.ZipFile(wheel).read(f'{folder}/METADATA').decode()
+    assert 'License-Expression: Apache-2.0' in metadata.splitlines()
     assert 'mmclipq/.mim/model-index.yml' in names
     assert not [name for name in names if name.startswith('tests') or '__pycache__' in name]

@@ -54,7 +54,7 @@ install() {
     .venv/bin/python -W ignore -c 'import mmcv.ops, mmclipq'
 }
 
-stamp=$(cat requirements/*.txt setup.py | cksum)
+stamp=$(cat requirements/*.txt setup.py pyproject.toml | cksum)
 if [ "$(cat .venv/.mmclipq-stamp 2>/dev/null)" != "$stamp" ]; then
     check_tools
     install
