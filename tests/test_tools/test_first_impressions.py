@@ -14,6 +14,7 @@ ARGUMENTS = {
     'benchmark': ['a.py', '--shape', '64', '64'],
     'benchmark_training': ['a.py'],
     'compare': ['a.py', '--int8', 'a.clipq'],
+    'coverage': ['a.py'],
     'export': ['a.clipq', '--format', 'onnx', '--out', 'a.onnx'],
     'infer': ['a.clipq', 'a.jpg'],
     'make_digits': [],
