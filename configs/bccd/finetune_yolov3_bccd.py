@@ -2,10 +2,7 @@
 # Start it at a trained checkpoint: --cfg-options load_from=CHECKPOINT
 _base_ = './yolov3_mobilenetv2_bccd.py'
 
-optim_wrapper = dict(optimizer=dict(lr=1e-4))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=10),
-    dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True, eta_min=1e-6),
-]
+optim_wrapper = _base_.finetuning.optim_wrapper
+param_scheduler = _base_.finetuning.param_scheduler
 train_cfg = dict(max_epochs=3, val_interval=3)
 default_hooks = dict(checkpoint=dict(interval=3))

@@ -2,6 +2,6 @@
 # Start it at a trained checkpoint: --cfg-options load_from=CHECKPOINT
 _base_ = './yolov3_mobilenetv2_digits.py'
 
-optim_wrapper = dict(optimizer=dict(lr=2e-4))
-train_cfg = dict(max_epochs=2, val_interval=2)
-default_hooks = dict(checkpoint=dict(interval=2))
+optim_wrapper = _base_.finetuning.optim_wrapper
+train_cfg = _base_.finetuning.train_cfg
+default_hooks = _base_.finetuning.default_hooks

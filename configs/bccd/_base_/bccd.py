@@ -1,6 +1,6 @@
 # The BCCD blood-cell images at 320x256 with a short schedule from scratch, for any detector.
 # The data set lies in the folder BCCD_ROOT (VOC layout), by default data/BCCD.
-_base_ = 'mmdet::_base_/default_runtime.py'
+_base_ = '../../_base_/small_data.py'
 
 data_root = '{{$BCCD_ROOT:data/BCCD}}'
 metainfo = dict(classes=('RBC', 'WBC', 'Platelets'))
@@ -32,11 +32,6 @@ dataset = dict(
     data_prefix=dict(sub_data_root=''),
 )
 train_dataloader = dict(
-    batch_size=8,
-    num_workers=1,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    batch_sampler=dict(type='AspectRatioBatchSampler'),
     dataset=dict(
         **dataset,
         ann_file='ImageSets/Main/train.txt',
@@ -46,32 +41,15 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=1,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        **dataset, ann_file='ImageSets/Main/test.txt', test_mode=True, pipeline=test_pipeline
-    ),
+    dataset=dict(**dataset, ann_file='ImageSets/Main/test.txt', pipeline=test_pipeline)
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type='CocoMetric', metric='bbox')
-test_evaluator = val_evaluator
 
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.0005),
-    clip_grad=dict(max_norm=35, norm_type=2),
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True, eta_min=1e-5),
-]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=16, val_interval=4)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-default_hooks = dict(
-    logger=dict(interval=10),
-    checkpoint=dict(_delete_=True, type='CheckpointHook', interval=4, max_keep_ckpts=1),
+# For the short schedules that start at a trained checkpoint.
+finetuning = dict(
+    optim_wrapper=dict(optimizer=dict(lr=1e-4)),
+    param_scheduler=[
+        dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=10),
+        dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True, eta_min=1e-6),
+    ],
 )
