@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from ..graph import ir
 from .builder import ExportError, OnnxBuilder
+
+
+def padding(node: ir.Conv, kernel: Sequence[int]) -> dict[str, Any]:
+    """Attributes of a convolution that pad as ``node`` does.
+
+    Raises:
+        ExportError: for padding that depends on the image under strides and dilation, naming the
+            node.
+    """
+    if not node.covering:
+        return {'pads': [*node.padding, *node.padding]}
+    if node.dilation == (1, 1):
+        return {'auto_pad': 'SAME_UPPER'}
+    if node.stride != (1, 1):
+        raise ExportError(
+            f'{node.name}: found padding that depends on the image under strides {node.stride} and '
+            f'dilation {node.dilation}, wanted either of them to be 1'
+        )
+    before, after = zip(*node.pads(kernel, kernel), strict=True)  # of any image
+    return {'pads': [*before, *after]}
 
 
 def average_pool(g: OnnxBuilder, node: ir.AvgPool, x: str, offset: int) -> str:

@@ -17,7 +17,7 @@ from ..graph.ir import OFFSETS
 from .builder import ExportError
 from .packages import require
 
-WEIGHTED = frozenset({'Conv', 'Gemm', 'MatMul'})
+WEIGHTED = frozenset({'Conv', 'ConvTranspose', 'Gemm', 'MatMul'})
 POINTWISE = frozenset({
     'Clip', 'Div', 'Elu', 'HardSigmoid', 'HardSwish', 'LeakyRelu', 'Pow', 'Relu', 'Sigmoid',
     'Softplus', 'Tanh',

@@ -23,7 +23,14 @@ from .activations import activated
 from .builder import OnnxBuilder
 from .curves import LINEAR, interval
 from .islands import translate
-from .operators import average_pool, group_norm, layer_norm, roi_align, scaled_channels
+from .operators import (
+    average_pool,
+    group_norm,
+    layer_norm,
+    padding,
+    roi_align,
+    scaled_channels,
+)
 from .targets import DEFAULT_TARGET, target_of
 from .weights import folded_weights
 
@@ -76,7 +83,7 @@ class QdqWriter:
         return dict(self.names)
 
     def _note_rank(self, node: ir.Node) -> None:
-        if isinstance(node, (ir.Conv, ir.AvgPool, ir.RoIAlign)):
+        if isinstance(node, (ir.Conv, ir.ConvTranspose, ir.AvgPool, ir.RoIAlign)):
             self.ranks[node.name] = 4
         elif isinstance(node, ir.Flatten):
             self.ranks[node.name] = 2
@@ -176,10 +183,16 @@ class QdqWriter:
         self._finish(node, self._value(node.x))
 
     def _conv(self, node: ir.Conv) -> None:
-        pads = [*node.padding, *node.padding]
         self._product(
-            node, 'Conv', strides=list(node.stride), pads=pads, dilations=list(node.dilation),
-            group=node.groups,
+            node, 'Conv', strides=list(node.stride), dilations=list(node.dilation),
+            group=node.groups, **padding(node, self.constants[node.weight].shape[2:]),
+        )  # fmt: skip
+
+    def _convtranspose(self, node: ir.ConvTranspose) -> None:
+        self._product(
+            node, 'ConvTranspose', strides=list(node.stride), dilations=list(node.dilation),
+            group=node.groups, pads=[*node.padding, *node.padding],
+            output_padding=list(node.output_padding),
         )  # fmt: skip
 
     def _linear(self, node: ir.Linear) -> None:
@@ -194,21 +207,31 @@ class QdqWriter:
             self.constants[node.weight], self.constants[node.multiplier],
             self.constants[node.bias], self.steps[node.x],
         )  # fmt: skip
-        codes, axis = (folded.codes.T, 1) if kind == 'MatMul' else (folded.codes, 0)
+        codes, axis, scale, after = folded.codes, 0, folded.scale, folded.sign
+        if kind == 'MatMul':
+            codes, axis = codes.T, 1
+        if kind == 'ConvTranspose':
+            # ONNX wants (C, K / groups, R, S), whose axes tell output channels of one group alone.
+            groups = attributes['group']
+            codes = codes.reshape(groups, -1, *codes.shape[1:]).swapaxes(1, 2)
+            codes, axis = codes.reshape(-1, *codes.shape[2:]), 1
+            if groups > 1:
+                after = scale if after is None else scale * after
+                scale = np.ones(codes.shape[1], np.float32)
         codes = g.constant(codes, np.int8, name=f'{name}.weight')
-        scale = g.constant(folded.scale, np.float32, name=f'{name}.weight_scale')
-        zero = g.constant(np.zeros(len(folded.scale)), np.int8)
+        zero = g.constant(np.zeros(len(scale)), np.int8)
+        scale = g.constant(scale, np.float32, name=f'{name}.weight_scale')
         weight = g.op(
             'DequantizeLinear', codes, scale, zero, axis=axis, name=f'{name}.weight_value'
         )
-        shape = (-1, 1, 1) if kind == 'Conv' else (-1,)
-        if folded.sign is None and kind != 'MatMul':
+        shape = (-1,) if isinstance(node, ir.Linear) else (-1, 1, 1)
+        if after is None and kind != 'MatMul':
             bias = g.constant(folded.bias, np.float32, name=f'{name}.bias')
             v = g.op(kind, self._value(node.x), weight, bias, name=f'{name}.sum', **attributes)
         else:
             v = g.op(kind, self._value(node.x), weight, name=f'{name}.sum', **attributes)
-            if folded.sign is not None:
-                v = g.op('Mul', v, g.constant(folded.sign.reshape(shape), np.float32))
+            if after is not None:
+                v = g.op('Mul', v, g.constant(after.reshape(shape), np.float32))
             v = g.op('Add', v, g.constant(folded.bias.reshape(shape), np.float32))
         self._finish(node, self._epilogue(node, v))
 
@@ -294,6 +317,11 @@ class QdqWriter:
         inner = g.op('Shape', self._value(node.like), start=2, end=4)
         sizes = g.op('Concat', outer, inner, axis=0)
         self._finish(node, g.op('Resize', x, '', '', sizes, **options))
+
+    def _slice(self, node: ir.Slice) -> None:
+        g, ends = self.g, [np.iinfo(np.int64).max] * 2
+        parts = node.start, ends, (2, 3), node.step
+        self._finish(node, g.op('Slice', self._value(node.x), *(g.integers(*v) for v in parts)))
 
     def _flatten(self, node: ir.Flatten) -> None:
         self._finish(node, self.g.op('Flatten', self._value(node.x), axis=1))

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from conformance import BackendConformance
+from conformance_base import U8
+from conformance_forms import MOVED
 from conformance_regions import MANY
 
 from mmclipq.backends import build_backend
@@ -34,6 +36,19 @@ class RuntimeConformance(BackendConformance):
         else:
             wanted = torch.from_numpy(np.ascontiguousarray(expected))
             torch.testing.assert_close(result, wanted, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ('size', 'kernel', 'stride', 'dilation'),
+        [((7, 8), 3, (2, 2), (1, 1)), ((8, 7), 5, (2, 2), (1, 1)), ((6, 9), 3, (1, 1), (2, 1))],
+    )
+    @pytest.mark.parametrize(('groups', 'channels'), [(1, 4), (12, 12)])
+    @pytest.mark.parametrize('kind', [U8, MOVED])
+    def test_conv_with_covering_padding(
+        self, size, kernel, stride, dilation, groups, channels, kind
+    ):
+        super().test_conv_with_covering_padding(
+            size, kernel, stride, dilation, groups, channels, kind
+        )
 
     # Turned-over regions, which no detector proposes, are not defined elsewhere.
     @pytest.mark.parametrize('rois', [MANY, []], ids=['many', 'none'])
