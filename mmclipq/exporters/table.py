@@ -4,9 +4,17 @@ A product's multiplier to output codes, ``m = multiplier / output step``, is wri
 ``mantissa * 2**-shift`` with a mantissa of 31 bits, the bias as an int32 in units of
 ``multiplier``, and the slope of a leaky relu in units of ``2**-16``. Integer hardware then rounds
 ``(acc + bias) * mantissa >> shift`` once, where the reference rounds the float32 product and the
-float32 sum before it rounds to codes: single codes may differ by one step. The backend ``table``
-executes exactly these integers, so the tables are checked numerically; they were not run on such
-hardware.
+float32 sum before it rounds to codes: single codes may differ by one step. A code that stands for
+zero (``offset``) is subtracted from what is read, also in padding, and added to what is written.
+
+Smooth activations after sums read a small table (:mod:`mmclipq.exporters.curve_tables`); alone they
+are tables of 256 codes. Batch norms alone have mantissas and shifts as products have, with the bias
+in units of ``2**-16`` output steps. Averages divide the sum by the count, rounded half up. Sums and
+products of tensors and changes of range are shifts of exact integers, rounded half to even. Steps
+that are no integers here are listed with the reason.
+
+The backend ``table`` executes exactly these integers, so the tables are checked numerically; they
+were not run on such hardware.
 """
 
 from __future__ import annotations
@@ -19,10 +27,18 @@ from typing import Any
 import numpy as np
 
 from ..graph import ir
+from .curve_tables import CurveTable, activated_codes, curve_of, entry
 
 _BITS, _MAX_SHIFT = 31, 47
 SLOPE_BITS = 16
 """Bits behind the point of a leaky relu's slope."""
+BIAS_BITS = 16
+"""Bits behind the point, in output steps, of the bias of a batch norm alone."""
+_REASONS = {
+    'GroupNorm': 'each image needs square roots and divisions of its own statistics',
+    'LayerNorm': 'each pixel needs square roots and divisions of its own statistics',
+    'RoIAlign': 'bilinear weights depend on regions in float32',
+}
 NOTE = 'checked numerically; not run on fixed-point hardware'
 
 
@@ -71,8 +87,78 @@ def product_entry(graph: ir.Int8Graph, node: ir.Product) -> dict[str, Any]:
     }
 
 
+def affine_entry(graph: ir.Int8Graph, node: ir.Affine) -> dict[str, Any]:
+    """Integers of a batch norm alone as JSON-like data."""
+    step = math.ldexp(1.0, node.type.step_exponent)
+    pairs = [mantissa_and_shift(v / step) for v in graph.constants[node.multiplier].tolist()]
+    bias = graph.constants[node.bias].double().numpy() * (2**BIAS_BITS / step)
+    return {
+        'mantissa': [pair[0] for pair in pairs],
+        'shift': [pair[1] for pair in pairs],
+        'bias': [int(v) for v in np.rint(bias)],
+    }
+
+
+def _float_reason(node: ir.Node) -> str:
+    """Why a step is not in the table; empty if it is, or is nothing but a change of form."""
+    if isinstance(node, ir.FloatCall):
+        return node.reason
+    if type(node).__name__ in _REASONS:
+        return _REASONS[type(node).__name__]
+    computed = isinstance(node, (ir.Product, ir.Activate, ir.Affine))
+    return 'its result is float32' if computed and not node.type.is_codes else ''
+
+
+def _step_entry(graph: ir.Int8Graph, node: ir.Node) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        'step': node.name, 'kind': type(node).__name__, 'inputs': list(node.inputs),
+    }  # fmt: skip
+    if hasattr(node, 'activation'):
+        found['activation'] = node.activation
+        found['slope'] = round(node.slope * 2**SLOPE_BITS)
+    if isinstance(node, ir.Activate):
+        found['codes'] = activated_codes(graph, node)
+    if isinstance(node, ir.Affine):
+        found |= affine_entry(graph, node)
+    return found
+
+
+def _graph_entry(graph: ir.Int8Graph) -> dict[str, Any]:
+    curves: dict[CurveTable, int] = {}
+
+    def with_curve(node: ir.Node, found: dict[str, Any]) -> dict[str, Any]:
+        made = curve_of(graph, node)
+        number = None if made is None else curves.setdefault(made, len(curves))
+        return {**found, 'curve': number}
+
+    boundary = (ir.Input, ir.Quantize, ir.Dequantize, ir.FloatCall, ir.Product)
+    left = {node.name: reason for node in graph.nodes if (reason := _float_reason(node))}
+    products = [with_curve(node, product_entry(graph, node)) for node in graph.products()]
+    steps = [
+        with_curve(node, _step_entry(graph, node))
+        for node in graph.nodes
+        if not isinstance(node, boundary) and node.name not in left
+    ]
+    return {
+        'tensors': {
+            name: {
+                'exponent': kind.exponent,
+                'step_exponent': kind.step_exponent,
+                'dtype': 'int8' if kind.signed else 'uint8',
+                'offset': kind.offset,
+            }
+            for name, kind in graph.tensors.items()
+            if kind.is_codes
+        },
+        'products': products,
+        'steps': steps,
+        'curves': [entry(made) for made in curves],
+        'float_steps': left,
+    }
+
+
 def table(graphs: Sequence[ir.Int8Graph], facts: dict[str, Any]) -> dict[str, Any]:
-    """Exponents of every tensor and product of ``graphs`` as JSON-like data.
+    """Exponents of every tensor and integers of every step of ``graphs`` as JSON-like data.
 
     Args:
         graphs: Integer graphs, the dense one first.
@@ -81,21 +167,7 @@ def table(graphs: Sequence[ir.Int8Graph], facts: dict[str, Any]) -> dict[str, An
     return {
         'note': NOTE,
         **facts,
-        'graphs': [
-            {
-                'tensors': {
-                    name: {
-                        'exponent': kind.exponent,
-                        'step_exponent': kind.step_exponent,
-                        'dtype': 'int8' if kind.signed else 'uint8',
-                    }
-                    for name, kind in graph.tensors.items()
-                    if kind.is_codes
-                },
-                'products': [product_entry(graph, node) for node in graph.products()],
-            }
-            for graph in graphs
-        ],
+        'graphs': [_graph_entry(graph) for graph in graphs],
     }
 
 
@@ -130,20 +202,40 @@ def c_header(content: dict[str, Any]) -> str:
         for number, (name, tensor) in enumerate(graph['tensors'].items()):
             macro = f'CLIPQ_{index}_{number}_{_identifier(name).upper()}_STEP_EXPONENT'
             lines.append(f'#define {macro} ({tensor["step_exponent"]})')
+            if tensor['offset']:
+                lines.append(f'#define {macro[: -len("STEP_EXPONENT")]}OFFSET {tensor["offset"]}')
+        for number, made in enumerate(graph['curves']):
+            stem = f'clipq_{index}_curve_{number}'
+            lines.append(_array('int32_t', f'{stem}_values', made['values']))
+            lines.append(f'static const int32_t {stem}_lowest = {made["lowest"]};')
+            lines.append(f'static const int32_t {stem}_bits = {made["bits"]};')
+        for number, step in enumerate(graph['steps']):
+            stem = f'clipq_{index}_step_{number}_{_identifier(step["step"])}'
+            for kind, key in (('int16_t', 'codes'), *_SCALES[1:]):
+                if key in step:
+                    lines.append(_array(kind, f'{stem}_{key}', step[key]))
+            if step['curve'] is not None:
+                lines.append(f'#define {stem.upper()}_CURVE {step["curve"]}')
         for number, product in enumerate(graph['products']):
             stem = f'clipq_{index}_{number}_{_identifier(product["layer"])}'
-            arrays = (
-                ('int8_t', 'weight_exponents'), ('int32_t', 'mantissa'),
-                ('int16_t', 'shift'), ('int32_t', 'bias'),
-            )  # fmt: skip
-            for kind, key in arrays:
-                values = ', '.join(str(value) for value in product[key])
-                lines.append(
-                    f'static const {kind} {stem}_{key}[{len(product[key])}] = {{{values}}};'
-                )
+            for kind, key in _SCALES:
+                lines.append(_array(kind, f'{stem}_{key}', product[key]))
+            if product['curve'] is not None:
+                lines.append(f'#define {stem.upper()}_CURVE {product["curve"]}')
             if product['activation'] == 'leaky_relu':
                 lines.append(f'static const int32_t {stem}_slope = {product["slope"]};')
     return '\n'.join([*lines, '', '#endif', ''])
+
+
+_SCALES = (
+    ('int8_t', 'weight_exponents'), ('int32_t', 'mantissa'), ('int16_t', 'shift'),
+    ('int32_t', 'bias'),
+)  # fmt: skip
+
+
+def _array(kind: str, name: str, values: Sequence[int]) -> str:
+    listed = ', '.join(str(value) for value in values)
+    return f'static const {kind} {name}[{len(values)}] = {{{listed}}};'
 
 
 def _identifier(name: str) -> str:

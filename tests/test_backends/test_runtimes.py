@@ -95,6 +95,12 @@ class TestOpenVino(RuntimeConformance):
         assert (codes - exact).abs().max() <= 0.5
 
 
+class TestTable(RuntimeConformance):
+    """The exported integers for fixed point, which round biases to units of the sums."""
+
+    backend = 'table'
+
+
 def graph(activation='leaky_relu', residual=None, **last):
     """One convolution behind another, with sums in the range of their tensors."""
     generator = torch.Generator().manual_seed(0)

@@ -86,7 +86,7 @@ def test_codes_come_out_of_integers(graph):
     assert multiplier_error([graph]) <= 2.0**-31
     assert product['weight_exponents'] == [-3, -2, -1, 0, 1, 2]
     assert content['graphs'][0]['tensors']['x'] == {
-        'exponent': 0, 'step_exponent': -7, 'dtype': 'int8',
+        'exponent': 0, 'step_exponent': -7, 'dtype': 'int8', 'offset': 0,
     }  # fmt: skip
     assert 'not run on fixed-point hardware' in content['note']
 
