@@ -90,6 +90,12 @@ class QdqWriter:
         elif all(name in self.ranks for name in node.inputs):
             self.ranks[node.name] = max(self.ranks[name] for name in node.inputs)
 
+    def _limits(self, name: str) -> tuple[float, float]:
+        """Smallest and largest value that the codes of tensor ``name`` stand for."""
+        kind, step = self.types[name], math.ldexp(1.0, self.steps[name])
+        low, high = fp.code_range(kind.signed)
+        return (low - kind.offset) * step, (high - kind.offset) * step
+
     def _rank(self, name: str) -> int:
         """Number of axes of the graph's tensor ``name``."""
         if name not in self.ranks:
@@ -161,9 +167,14 @@ class QdqWriter:
         between = f'{self.prefix}{node.name}.between'
         kind = node.type
         if node.activation not in LINEAR:
-            step = math.ldexp(1.0, kind.step_exponent)
-            low, high = (value - kind.offset for value in fp.code_range(kind.signed))
-            ends = interval(node.activation, node.slope, low * step, high * step, step / 2)
+            step, limits = math.ldexp(1.0, kind.step_exponent), self._limits(node.name)
+            added = getattr(node, 'residual', None)
+            least, most = (0.0, 0.0) if added is None else self._limits(added)
+            if added is not None and node.residual_last:
+                limits = limits[0] - most, limits[1] - least
+            ends = interval(node.activation, node.slope, *limits, step / 2)
+            if added is not None and not node.residual_last:
+                ends = min(ends[0] - most, 0.0), max(ends[1] - least, 0.0)
             scale = max(ends[1] - ends[0], step) / 255
             zero = self.g.constant(min(round(-ends[0] / scale), 255), np.uint8)
             pair = self.g.floats(scale), zero

@@ -29,7 +29,10 @@ class Islands(nn.Module):
         self.scale = Scale(1.5)
         self.l2 = L2Norm(4)
         self.relu, self.silu = nn.ReLU(), nn.SiLU()
-        for parameter in (*self.norm.parameters(), self.l2.weight):
+        self.gelu, self.elu = nn.GELU(approximate='tanh'), nn.ELU(0.5)
+        self.rows, self.mean = nn.LayerNorm(8), nn.AdaptiveAvgPool2d(1)
+        parameters = (*self.norm.parameters(), *self.rows.parameters(), self.l2.weight)
+        for parameter in parameters:
             nn.init.normal_(parameter)
 
 
@@ -48,6 +51,12 @@ CALLS = {
     'l2': ('module', 'l2', IMAGE),
     'relu': ('module', 'relu', IMAGE),
     'silu': ('module', 'silu', IMAGE),
+    'gelu': ('module', 'gelu', IMAGE),
+    'elu': ('module', 'elu', IMAGE),
+    'rows': ('module', 'rows', IMAGE),
+    'mean': ('module', 'mean', IMAGE),
+    'hardswish': ('function', 'torch.nn.functional.hardswish', IMAGE),
+    'hardsigmoid': ('function', 'torch.nn.functional.hardsigmoid', IMAGE),
     'exp': ('method', 'exp', IMAGE),
     'float': ('method', 'float', IMAGE),
     'sigmoid': ('function', 'torch.sigmoid', IMAGE),
@@ -131,7 +140,7 @@ def test_folded_weights_are_exact():
 
 def test_placements():
     check_placement(graph_model(conv_graph()))
-    with pytest.raises(ExportError, match='zero point other than 0'):
+    with pytest.raises(ExportError, match='found the zero point 128, wanted one of'):
         check_placement(graph_model(conv_graph(), target='onnxruntime'))
     with pytest.raises(ExportError, match="found target 'here'"):
         graph_model(conv_graph(), target='here')
@@ -159,6 +168,59 @@ def test_tensorrt_gets_int8_alone():
     same = {i.name: onnx.numpy_helper.to_array(i) for i in graph_model(graph).graph.initializer}
     np.testing.assert_array_equal(arrays['y.weight_scale'], same['y.weight_scale'])
     np.testing.assert_array_equal(arrays['y.bias'], same['y.bias'])
+
+
+def offset_graph():
+    kind = ir.TensorType(0, False, 32)
+    image, x, y = conv_graph('silu').nodes
+    nodes = (image, dataclasses.replace(x, type=kind), dataclasses.replace(y, type=kind))
+    return ir.Int8Graph(nodes, ir.Ref('y'), conv_graph().constants)
+
+
+def test_offsets_are_zero_points():
+    model = graph_model(offset_graph())
+    arrays = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
+    zeros = {n.output[0]: arrays[n.input[2]] for n in model.graph.node
+             if n.op_type == 'QuantizeLinear'}  # fmt: skip
+    assert zeros == {'x': 32, 'y': 32}
+    assert all(zero.dtype == np.uint8 for zero in zeros.values())
+    with pytest.raises(ExportError, match='found the zero point 32, wanted one of'):
+        check_placement(model, unsigned=False)
+
+
+def test_tensorrt_gets_no_offsets():
+    """Its zero points must be 0: twice the step then holds all that the tensor can."""
+    model = graph_model(offset_graph(), target='tensorrt')
+    arrays = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
+    pairs = [n for n in model.graph.node if n.op_type == 'QuantizeLinear']
+    assert {arrays[n.input[1]].item() for n in pairs} == {2.0**-7}
+    assert all(arrays[n.input[2]] == 0 for n in pairs)
+    assert {arrays[n.input[2]].dtype for n in pairs} == {np.dtype(np.int8)}
+
+
+def test_a_graph_may_round_before_an_activation():
+    """A tensor that is read by itself and through a sigmoid has codes of its own."""
+    graph = conv_graph('identity')
+    kind = graph.nodes[-1].type
+    nodes = (*graph.nodes, ir.Activate('s', kind, 'y', 'sigmoid'), ir.Mul('z', kind, 'y', 's'))
+    graph_model(ir.Int8Graph(nodes, ir.Ref('z'), graph.constants))
+
+
+def test_padding_under_strides_and_dilation_is_refused():
+    graph = conv_graph()
+    last = dataclasses.replace(graph.nodes[-1], covering=True, stride=(2, 2), dilation=(2, 2))
+    with pytest.raises(ExportError, match='y: found padding that depends on the image under'):
+        graph_model(ir.Int8Graph((*graph.nodes[:-1], last), ir.Ref('y'), graph.constants))
+
+
+def test_windows_that_start_in_padding_are_refused():
+    kind = ir.TensorType(0)
+    nodes = (
+        ir.Input('x', kind),
+        ir.AvgPool('y', kind, 'x', (2, 2), (2, 2), (1, 1), ceil_mode=True),
+    )
+    with pytest.raises(ExportError, match='y: found windows that may start in the padding'):
+        graph_model(ir.Int8Graph(nodes, ir.Ref('y'), {}))
 
 
 def test_weights_that_layers_share_are_stored_once():
