@@ -58,7 +58,8 @@ def detector(kind: str, with_cp: bool = False) -> tuple[nn.Module, dict]:
     if with_cp:
         cfg.model.backbone.with_cp = True
     batch = synthetic_batch(SIZE, number_of_classes(cfg), 2, 0, **annotations(cfg))
-    return fresh_detector(cfg, batch, seed=0).train(), batch
+    model, _ = fresh_detector(cfg, batch, seed=0)
+    return model.train(), batch
 
 
 def steps(model: nn.Module, batch: dict) -> tuple[dict, dict, nn.Module]:

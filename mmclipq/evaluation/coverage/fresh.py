@@ -86,10 +86,9 @@ def trial_config(path: str) -> Config:
     return cfg
 
 
-def image_size(cfg: Config, otherwise: int) -> int:
-    """Height and width that the detector's anchors are made for, or ``otherwise``."""
-    sizes = [size for size in _values(cfg.model, 'input_size') if isinstance(size, int)]
-    return sizes[0] if sizes else otherwise
+def fixed_size(cfg: Config) -> int | None:
+    """Height and width that the detector's anchors are made for; None if they may be any."""
+    return next((size for size in _values(cfg.model, 'input_size') if isinstance(size, int)), None)
 
 
 def number_of_classes(cfg: Config) -> int:
@@ -111,11 +110,14 @@ def annotations(cfg: Config) -> dict[str, bool]:
 
 
 @torch.no_grad()
-def _settle(model: nn.Module, batch: Mapping[str, Any], generator: torch.Generator) -> None:
+def _settle(model: nn.Module, batch: Mapping[str, Any], generator: torch.Generator) -> bool:
     """Random affine maps for the batch norms, and the statistics of ``batch``.
 
     Weights that begin at zero, as those of offsets do, become small random ones: products with
     zero would be exact in any precision.
+
+    Returns:
+        Whether ``model`` can predict on ``batch``. If not, some statistics may be standard ones.
     """
     for layer in model.modules():
         weight = getattr(layer, 'weight', None)
@@ -131,17 +133,19 @@ def _settle(model: nn.Module, batch: Mapping[str, Any], generator: torch.Generat
         layer.reset_running_stats()
         layer.train()
         layer.momentum = None  # the average, not a moving one
-    # Where the stock prediction fails, its own stage says so, and some statistics stay standard.
-    with suppress(Exception):
+    predicted = False
+    with suppress(Exception):  # a stage of its own says why
         for images, samples in preprocessed(model, [batch]):
             model.predict(images, samples)
+        predicted = True
     for layer, value in zip(norms, momentum, strict=True):
         layer.momentum = value
     model.eval()
+    return predicted
 
 
-def fresh_detector(cfg: Config, batch: Mapping[str, Any], seed: int) -> nn.Module:
-    """The config's detector with initial weights, in evaluation mode.
+def fresh_detector(cfg: Config, batch: Mapping[str, Any], seed: int) -> tuple[nn.Module, bool]:
+    """The config's detector with initial weights, in evaluation mode, and whether it can predict.
 
     Args:
         cfg: From :func:`trial_config`.
@@ -158,5 +162,4 @@ def fresh_detector(cfg: Config, batch: Mapping[str, Any], seed: int) -> nn.Modul
         model.init_weights()
     finally:
         logger.setLevel(level)
-    _settle(model, batch, torch.Generator().manual_seed(seed))
-    return model
+    return model, _settle(model, batch, torch.Generator().manual_seed(seed))

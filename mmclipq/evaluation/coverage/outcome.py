@@ -26,7 +26,8 @@ class Settings:
     """How detectors are tried.
 
     Attributes:
-        size: Height and width of the images, unless a detector is made for one size.
+        size: Height and width of the images, unless a detector is made for one size. Those whose
+            coarsest level would be too small get twice as much.
         images: Number of calibration images; half as many others are predicted on.
         rounds: Timed predictions of each detector.
         threads: Of torch.
@@ -52,6 +53,7 @@ class Outcome:
     Attributes:
         config: Its path as it was given.
         detector: Class of the detector.
+        size: Height and width of the images.
         stage: The stage that runs or ran last.
         failures: What went wrong by stage, in a sentence each. A stage that needs one of these was
             not tried.
@@ -73,6 +75,7 @@ class Outcome:
 
     config: str
     detector: str = ''
+    size: int | None = None
     stage: str = ''
     failures: dict[str, str] = field(default_factory=dict)
     loss_difference: float | None = None

@@ -10,6 +10,7 @@ from .outcome import Outcome
 
 _COLUMNS = (
     'config',
+    'size',
     'weights int8',
     'operations int8',
     'float steps',
@@ -24,12 +25,14 @@ _COLUMNS = (
 
 _INTRODUCTION = """\
 Each detector is a config of mmdet with fresh weights: initialised as for a training, batch norms
-with random affine maps and the statistics of the images, no checkpoint. Images are drawn, {size}
-pixels high and wide unless anchors are made for another size; {images} are calibrated on, half as
-many others predicted on. So this shows what works and how exactly, not accuracy.
+with random affine maps and the statistics of the images, no checkpoint. Images are drawn, {images}
+to calibrate on and half as many others to predict on. So this shows what works and how exactly, not
+accuracy.
 """
 
 _MEANING = """\
+* **size**: height and width of the images, {size} unless anchors are made for another size or the
+  coarsest level would be smaller than its kernel.
 * **weights int8**, **operations int8**: share of the weights of all layers that a prediction runs,
   and of its multiply-adds. Products of activations, as in attention, count as float.
 * **float steps**: how many steps stay in float; the reasons stand below.
@@ -72,6 +75,7 @@ def _cells(outcome: Outcome) -> list[str]:
         times = [f'{stock:.1f}', f'{ours:.1f}', f'{stock / ours:.2f}']
     return [
         PurePosixPath(outcome.config).stem,
+        str(outcome.size or ''),
         _share(outcome.weights),
         _share(outcome.operations),
         '' if outcome.file_bytes is None else str(left),

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
 from ...apis import load_int8, quantize, save_int8
@@ -19,7 +20,7 @@ from ...backends.base import backend_class
 from ...errors import ClipQError
 from ...fixed_point import EXPONENT_MAX
 from ...prepare import prepare_model
-from .fresh import annotations, fresh_detector, image_size, number_of_classes, trial_config
+from .fresh import annotations, fixed_size, fresh_detector, number_of_classes, trial_config
 from .measure import (
     Choices,
     Execution,
@@ -81,6 +82,9 @@ def training_step(
         ValueError: if a loss or a gradient is not finite.
     """
     _seed(seed)
+    hub = MessageHub.get_current_instance()
+    for key in ('epoch', 'iter'):  # a runner tells the heads whose losses change with time
+        hub.update_info(key, 0)
     model.train()
     data = model.data_preprocessor(copy.deepcopy(batch), True)
     losses = model(**data, mode='loss')
@@ -137,7 +141,9 @@ class Trial:
 
     def _batch(self, count: int, seed: int) -> Batch:
         seed += self.settings.seed
-        return synthetic_batch(self.size, self.classes, count, seed, **annotations(self.cfg))
+        return synthetic_batch(
+            self.outcome.size, self.classes, count, seed, **annotations(self.cfg)
+        )
 
     def _batches(self, count: int, seed: int) -> list[Batch]:
         """Batches of one image each."""
@@ -146,13 +152,17 @@ class Trial:
 
     def _build(self) -> None:
         self.cfg = trial_config(self.path)
-        self.size = image_size(self.cfg, self.settings.size)
         self.classes = number_of_classes(self.cfg)
         self.outcome.detector = self.cfg.model['type']
+        fixed = fixed_size(self.cfg)
+        for size in [fixed] if fixed else [self.settings.size, 2 * self.settings.size]:
+            self.outcome.size = size
+            several = self._batch(self.settings.images, seed=1)
+            self.model, settled = fresh_detector(self.cfg, several, self.settings.seed)
+            if settled:
+                break
         self.calibration = self._batches(self.settings.images, seed=1)
         self.images = self._batches(max(1, self.settings.images // 2), seed=2)
-        several = self._batch(self.settings.images, seed=1)
-        self.model = fresh_detector(self.cfg, several, self.settings.seed)
 
     def _predictions(self, detector: nn.Module) -> list[Any]:
         with torch.no_grad():
