@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from mmdet.models.dense_heads import YOLOV3Head, YOLOXHead
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.roi_heads import CascadeRoIHead
 from mmdet.structures import DetDataSample
 from torch import Tensor, nn
@@ -109,10 +111,11 @@ class DenseOutputs(Sequence):
         if isinstance(index, slice):
             return DenseOutputs(self.maps[index], self._exponents[index], self.head)
         index = range(len(self))[index]
-        if self.maps[index].is_floating_point():
-            return self.maps[index]
         if index not in self._values:
-            self._values[index] = fp.decode(self.maps[index], self._exponents[index])
+            values = self.maps[index]
+            if not values.is_floating_point():
+                values = fp.decode(values, self._exponents[index])
+            self._values[index] = values.contiguous()
         return self._values[index]
 
 
@@ -156,11 +159,27 @@ class Int8Detector:
         return DenseOutputs.pack(self.int8_backend.run(batch_inputs), self.int8_exponents)
 
 
+_ANY_ORDER = {BaseDenseHead.predict_by_feat, YOLOV3Head.predict_by_feat, YOLOXHead.predict_by_feat}
+"""Decoders that permute and reshape, so that channels may lie last in what they read."""
+
+
+def _in_order(tree: Any) -> Any:
+    """``tree`` with tensors that lie in memory as their axes are ordered."""
+    if isinstance(tree, Tensor):
+        return tree.contiguous()
+    if isinstance(tree, Mapping):
+        return {key: _in_order(item) for key, item in tree.items()}
+    return type(tree)(map(_in_order, tree)) if isinstance(tree, (tuple, list)) else tree
+
+
 class _Int8Head:
     """Mixed into the dense head's class: its raw outputs were computed with the features."""
 
     def forward(self, features: DenseOutputs, *args: Any, **kwargs: Any) -> Any:
-        return features.head
+        own_code = type(self).__mro__[2].__module__
+        decoder = getattr(type(self), 'predict_by_feat', None)
+        known = own_code.startswith('mmdet.models.') and decoder in _ANY_ORDER
+        return features.head if known else _in_order(features.head)
 
 
 class _Int8RoIHead:
@@ -191,7 +210,7 @@ class _Int8Forward:
                 f'{type(self).__name__}: found a call of the form {form}, wanted the one that '
                 f'calibration saw, {self.int8_form}'
             )
-        return self.int8_graph.run(*leaves)
+        return _in_order(self.int8_graph.run(*leaves))
 
 
 class _Int8CascadeRoIHead(_Int8RoIHead):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from mmdet.structures import DetDataSample
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..detector import Int8Module, Int8Parts, captured_layers, executing, plain_samples
@@ -17,6 +19,7 @@ from ..lowering.capture import Captured, CaptureError, called_layers, capture, e
 from ..lowering.lower import Lowering
 from ..lowering.module_parts import ModuleParts
 from ..prepare import clip_layers, find_weight_ranges, prepare_model, prepare_options
+from .stand_in import every_score_counts, regions_where_none_are_proposed
 
 
 @dataclass
@@ -93,7 +96,7 @@ class _Session:
         self.boxes: list[Lowering] = []
         self.left: dict[str, str] = {}
         self.modules = ModuleParts(model)
-        self.batches = 0
+        self.first: tuple[Tensor, list[DetDataSample]] | None = None
 
     def start(self, image: Tensor) -> None:
         """Trace the parts that the detector has, with an image ``(1, C, H, W)``."""
@@ -119,23 +122,62 @@ class _Session:
     @torch.no_grad()
     def observe(self, images: Tensor, samples: list[DetDataSample]) -> None:
         """Let every part see a batch."""
-        if not self.batches:
+        if self.first is None:
+            self.first = images[:1], samples[:1]
             self.start(images[:1])
-        self.batches += 1
         if self.dense is not None and not self.boxes and not self.needs_predictions():
             self.dense.run(images)
-            return
-        # The detector's own prediction leads to everything that is not its dense part.
+        else:
+            self.predict(images, samples)
+
+    def predict(self, images: Tensor, samples: list[DetDataSample]) -> None:
+        """Let the detector predict, which leads to everything that is not its dense part."""
         with evaluating(self.model), ExitStack() as stack:
             if self.traced is not None:
                 stack.enter_context(executing(self.model, self.traced.head, self.dense, self.boxes))
             stack.enter_context(self.modules.observing())
             self.model.predict(images, samples)
 
+    def unseen(self) -> list[str]:
+        """Names of the clipped layers that no part has run yet."""
+        paths = [path for part in self.modules.parts.values() for path in
+                 called_layers(part.traced)]  # fmt: skip
+        if self.traced is not None:
+            paths += called_layers(self.traced.module)
+            for box, lowering in zip(self.traced.boxes, self.boxes, strict=True):
+                paths += called_layers(box) if lowering.seen else []
+        seen = {self.model.get_submodule(path) for path in paths}
+        return [name for name, layer in clip_layers(self.model) if layer not in seen]
+
+    @torch.no_grad()
+    def stand_in(self) -> None:
+        """Give layers that found nothing to do a grid of regions, and masks of every score."""
+        unseen = self.unseen()
+        if not unseen:
+            return
+        observed = [part.lowering for part in self.modules.parts.values()]
+        for lowering in (self.dense, *self.boxes, *observed):
+            if lowering is not None and lowering.seen:
+                lowering.stop_recording()
+        with regions_where_none_are_proposed(self.model), every_score_counts(self.model):
+            try:
+                self.predict(*self.first)
+            except Exception as error:  # what was observed stands
+                print_log(f'mmclipq: {len(unseen)} layers such as {unseen[0]} stay in float: '
+                          f'{error}', 'current', logging.WARNING)  # fmt: skip
+        if found := set(unseen) - set(self.unseen()):
+            print_log(
+                f'mmclipq: {len(found)} layers such as {min(found)} found nothing to do in '
+                'calibration; their ranges are those of regions and scores that stand in',
+                'current',
+                logging.WARNING,
+            )
+
     def finish(self, method: str, offsets: bool) -> Quantized:
         """The integer graphs."""
-        if not self.batches:
+        if self.first is None:
             raise ClipQError('calibration: found no images, wanted at least one batch')
+        self.stand_in()
         graph, boxes, called, head = None, [], [], None
         if self.dense is not None:
             graph = self.dense.finish(method, offsets=offsets)

@@ -79,6 +79,16 @@ def build_backend(
     return backend_class(name, device)(graph, islands, device)
 
 
+def _needs_order(node: ir.FloatCall, module: nn.Module | None) -> bool:
+    """Whether a float step may fail on tensors that do not lie as their axes are ordered.
+
+    Backends keep channels last. PyTorch's own layers take that, other modules need not.
+    """
+    if module is None:
+        return node.target == 'view'
+    return not type(module).__module__.startswith('torch.nn.')
+
+
 class Backend(ABC):
     """Executes an ``Int8Graph``.
 
@@ -200,8 +210,15 @@ class Backend(ABC):
         return codes
 
     def _float_call(self, node: ir.FloatCall, values: Mapping[str, Any]) -> Any:
-        args = ir.map_refs(node.args, lambda ref: values[ref.name])
-        kwargs = ir.map_refs(dict(node.kwargs), lambda ref: values[ref.name])
+        module = self.islands.get_submodule(node.target) if node.kind == 'module' else None
+        in_order = _needs_order(node, module)
+
+        def value(ref: ir.Ref) -> Any:
+            found = values[ref.name]
+            return found.contiguous() if in_order and isinstance(found, Tensor) else found
+
+        args = ir.map_refs(node.args, value)
+        kwargs = ir.map_refs(dict(node.kwargs), value)
         if node.kind == 'function':
             return FUNCTIONS[node.target](*args, **kwargs)
         if node.kind == 'method':
@@ -210,7 +227,7 @@ class Backend(ABC):
             owner, _, leaf = node.target.rpartition('.')
             module = self.islands.get_submodule(owner)
             return {**module._parameters, **module._buffers}[leaf]
-        return self.islands.get_submodule(node.target)(*args, **kwargs)
+        return module(*args, **kwargs)
 
     @abstractmethod
     def quantize(self, node: ir.Quantize, x: Tensor) -> Any:

@@ -301,6 +301,15 @@ class Lowering:
         with evaluating(self.module):
             return self._recorder.run(*inputs)
 
+    @property
+    def seen(self) -> bool:
+        """Whether it has run."""
+        return self._recorder.batches > 0
+
+    def stop_recording(self) -> None:
+        """Keep what it runs on from now on out of the statistics."""
+        self._recorder.recording = False
+
     def finish(
         self,
         method: str = 'mse',

@@ -20,6 +20,7 @@ class Recorder(fx.Interpreter):
     Attributes:
         histograms: Statistics by unit.
         batches: Number of times it ran.
+        recording: Whether what it runs on joins the statistics.
     """
 
     def __init__(self, module: fx.GraphModule, plan: Plan) -> None:
@@ -31,6 +32,7 @@ class Recorder(fx.Interpreter):
         }
         self._of_node = {unit.node: histogram for unit, histogram in self.histograms.items()}
         self.batches = 0
+        self.recording = True
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         self.batches += 1
@@ -45,7 +47,7 @@ class Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if n in self._of_node:
+        if self.recording and n in self._of_node:
             self._of_node[n].update(result)
         return result
 
