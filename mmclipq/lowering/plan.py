@@ -99,7 +99,7 @@ class _Planner:
 
     def source(self, node: fx.Node) -> fx.Node:
         """``node`` itself, or what an identity (dropout in evaluation, say) passes on."""
-        while self.ops[node].kind == 'identity':
+        while self.ops[node].kind == 'identity' and node not in self.of_node:
             node = self.ops[node].operands[0]
         return node
 

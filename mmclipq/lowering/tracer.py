@@ -148,7 +148,7 @@ class Tracer(fx.Tracer):
 
     def _unpacked(self, proxy: fx.Proxy, value: Any) -> Any:
         """Containers as Python's own, so that loops over them and their length are known."""
-        if value is None or isinstance(value, (str, bool)):
+        if value is None or isinstance(value, str):
             return value
         if type(value) in (tuple, list):
             return type(value)(self._item(proxy, index) for index in range(len(value)))

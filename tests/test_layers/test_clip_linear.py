@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mmclipq.layers import ClipLinear
 
@@ -111,3 +112,25 @@ def test_frozen_tensors_get_no_gradient(frozen, pair):
     tensors[frozen].requires_grad_(False)
     clipped(x).sum().backward()
     assert [name for name, tensor in tensors.items() if tensor.grad is None] == [frozen]
+
+
+@pytest.mark.parametrize('name', ['rows', 'batches', 'vector'])
+def test_activation_in_place_after_it(name, pair, whole_numbers):
+    clipped, stock, x, other = pair(SHAPES[name], input_range='auto', weight_range='auto')
+    output, wanted = F.relu(clipped(x), inplace=True), F.relu(stock(other), inplace=True)
+    assert_same(clipped, stock, x, other, output, wanted, whole_numbers(wanted.shape))
+
+
+def test_shared_layer_under_gradient_checkpointing(pair):
+    clipped, stock, x, other = pair(SHAPES['batches'], 7, input_range='auto', weight_range='auto')
+
+    def twice(layer):
+        return lambda x: F.relu(layer(F.relu(layer(x), inplace=True)), inplace=True)
+
+    output = checkpoint(twice(clipped), x, use_reentrant=False)
+    wanted = checkpoint(twice(stock), other, use_reentrant=False)
+    assert torch.equal(output, wanted)
+    output.sum().backward()
+    wanted.sum().backward()
+    for ours, theirs in ((x, other), (clipped.weight, stock.weight), (clipped.bias, stock.bias)):
+        assert torch.equal(ours.grad, theirs.grad)

@@ -1,0 +1,144 @@
+"""Modules that become graphs of their own as a detector calls them."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mmclipq.backends import build_backend
+from mmclipq.lowering.module_parts import ModuleParts
+from mmclipq.prepare import find_weight_ranges, prepare_model
+
+
+class Block(nn.Module):
+    def __init__(self, channels=4):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm = nn.BatchNorm2d(channels)
+        self.linear = nn.Linear(channels, channels)
+
+    def forward(self, x, scale=1.0):
+        y = F.relu(self.norm(self.conv(x)), inplace=True)
+        return y * scale, self.linear(y.mean((2, 3)))
+
+
+class Stubborn(nn.Module):
+    """Its course depends on data; its children do not."""
+
+    def __init__(self):
+        super().__init__()
+        self.block, self.conv = Block(), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x, scale=1.0):
+        x, rows = self.block(x, scale)
+        return self.conv(x) if rows.sum() > -1e9 else None
+
+
+class Detector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = Stubborn()
+        self.head = Head()
+        self.unused = nn.Conv2d(4, 4, 1)
+
+    def predict(self, x):
+        return self.head(self.inner(x, scale=0.5))
+
+
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+@pytest.fixture
+def detector():
+    torch.manual_seed(0)
+    model = Detector().eval()
+    prepare_model(model)
+    find_weight_ranges(model)
+    return model
+
+
+def images(*sizes):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(1, 4, *size, generator=generator) for size in sizes]
+
+
+def observe(model, batches):
+    parts = ModuleParts(model)
+    with torch.no_grad():
+        for batch in batches:
+            with parts.observing():
+                model.predict(batch)
+    return parts
+
+
+def test_largest_traceable_modules_become_graphs(detector):
+    parts = observe(detector, images((6, 8), (5, 7)))
+    assert list(parts.parts) == ['inner.block', 'inner.conv', 'head']
+    assert list(parts.refused) == ['inner']
+    assert 'inner (Stubborn): found a step that cannot be traced' in parts.refused['inner']
+    assert 'a condition on data or sizes' in parts.refused['inner']
+    assert not [m for m in detector.modules() if 'forward' in vars(m)]
+
+
+def test_graphs_give_the_modules_results_on_every_backend(detector):
+    graphs = {path: graph for path, _, graph in observe(detector, images((6, 8))).finish('mse')}
+    (x,) = images((4, 5))
+    with torch.no_grad():
+        wanted = detector.inner.block(x, 0.5)
+    found = build_backend('reference', graphs['inner.block'], detector).run(x, 0.5)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - theirs).norm() < 0.3 * theirs.norm()
+    for name in ('simulated', 'int_mm', 'auto'):
+        again = build_backend(name, graphs['inner.block'], detector).run(x, 0.5)
+        assert all(torch.equal(a, b) for a, b in zip(again, found, strict=True))
+    assert len(graphs['inner.block'].products()) == 2
+
+
+def test_another_form_of_call_leaves_the_module_to_its_children(detector):
+    parts = ModuleParts(detector)
+    (x,) = images((6, 8))
+    with torch.no_grad(), parts.observing():
+        detector.inner.block(x)
+        assert list(parts.parts) == ['inner.block']
+        found = detector.inner.block(x, scale=2.0)
+    assert 'found calls of several forms' in parts.refused['inner.block']
+    assert list(parts.parts) == ['inner.block.conv', 'inner.block.linear']
+    assert parts.called == {'inner.block.norm'}
+    with torch.no_grad():
+        wanted = detector.inner.block(x, scale=2.0)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_trace_with_other_results_is_not_taken(detector):
+    def forward(x):
+        known = isinstance(x, torch.Tensor)  # what stands for a tensor while tracing is none
+        return detector.head.conv(x) * (1 if known else 2)
+
+    detector.head.forward = forward
+    parts = observe(detector, images((6, 8)))
+    assert 'found a trace with other results than the module' in parts.refused['head']
+    assert 'head.conv' in parts.parts
+    assert detector.head.forward is forward
+
+
+def test_calls_on_nothing_are_not_observed(detector):
+    parts = ModuleParts(detector)
+    with torch.no_grad(), parts.observing():
+        detector.inner.conv(torch.randn(2, 4, 3, 3))
+        before = parts.parts['inner.conv'].lowering._recorder.batches
+        assert detector.inner.conv(torch.zeros(0, 4, 3, 3)).shape == (0, 4, 3, 3)
+    assert parts.parts['inner.conv'].lowering._recorder.batches == before == 1
+
+
+def test_module_outside_is_never_tried(detector):
+    parts = ModuleParts(detector, outside=['inner', 'inner.conv'])
+    with torch.no_grad(), parts.observing():
+        detector.predict(images((6, 8))[0])
+    assert list(parts.parts) == ['inner.block', 'head']
