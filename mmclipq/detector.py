@@ -52,7 +52,7 @@ class Int8Parts:
         graph: Backbone, neck and dense head; None where the detector computes its features in its
             own way.
         head: Name of the dense head inside the graph, or None.
-        captured: Paths of the layers that the graphs compute.
+        captured: Paths of the layers that the graphs compute, all paths of a shared one.
         boxes: RoIAlign and box head of each stage of a two-stage detector, which read the codes
             of the first features; empty if there are none.
         modules: Modules outside of these that run as graphs of their own.
@@ -321,11 +321,11 @@ def to_int8(
     Returns:
         ``detector`` itself, in evaluation mode, now also an :class:`Int8Detector`.
     """
-    replaced = {part.path for part in parts.modules}
+    replaced = {detector.get_submodule(part.path) for part in parts.modules}
     for path in parts.captured:
         owner, _, name = path.rpartition('.')
         module = detector.get_submodule(path)
-        if path in replaced:  # a layer that is called on its own
+        if module in replaced:  # a layer that is called on its own
             module._parameters.clear()
             continue
         # An extractor has no weights, and a mask head may read the same one.

@@ -191,7 +191,8 @@ class _Session:
             called = [*called, *called_layers(part.traced)]
         parts = Quantized(graph, head, [], tuple(boxes), tuple(modules))
         kept = self.modules.called
-        parts.captured = [p for p in captured_layers(parts.graphs, called) if p not in kept]
+        captured = [path for path in captured_layers(parts.graphs, called) if path not in kept]
+        parts.captured = _all_paths(self.model, captured)
         parts.left = self.left | self._left(parts)
         return parts
 
@@ -208,3 +209,11 @@ class _Session:
             if layer not in captured and name not in left:
                 left[name] = 'never called in calibration'
         return left
+
+
+def _all_paths(model: nn.Module, paths: Iterable[str]) -> list[str]:
+    """``paths``, and behind each the other paths of the same module."""
+    shared: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        shared.setdefault(module, []).append(name)
+    return list(dict.fromkeys(p for path in paths for p in shared[model.get_submodule(path)]))
