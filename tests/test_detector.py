@@ -77,7 +77,9 @@ def test_head_outside_the_graph_runs_on_dequantized_features(retinanet):
     quantized = quantize(retinanet, [torch.randn(1, 3, 64, 64)])
     assert quantized.head is None
     assert quantized.left['dense head'].startswith('bbox_head')
-    assert [part.path for part in quantized.modules] == ['bbox_head']
+    # Its course depends on data, so each of its layers is a graph of its own.
+    assert 'bbox_head.retina_cls' in [part.path for part in quantized.modules]
+    assert all(part.path.startswith('bbox_head.') for part in quantized.modules)
     detector = to_int8(retinanet, quantized)
     image = torch.randn(1, 3, 64, 64)
     features = detector.extract_feat(image)
