@@ -11,8 +11,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from mmclipq.apis.mmdet_tools import find_config, one_sentence_errors
-from mmclipq.errors import ClipQError
+from _tool import run
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -41,6 +40,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument('--resume', action='store_true', help='keep what the --json file holds')
     parser.add_argument('--out', type=Path, help='Markdown page to write, docs/detectors.md')
     args = parser.parse_args(arguments)
+
+    from mmclipq.apis.mmdet_tools import check_out
+    from mmclipq.errors import ClipQError
+
     if args.resume and args.json is None:
         raise ClipQError('found --resume alone, wanted --json FILE with it')
     if args.quick and args.configs:
@@ -48,13 +51,19 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for name in ('size', 'images', 'threads', 'seconds', 'gigabytes'):
         if getattr(args, name) <= 0:
             raise ClipQError(f'--{name}: found {getattr(args, name)}, wanted a number above zero')
+    if args.json is not None:
+        check_out(args.json, '.json')
+    if args.out is not None:
+        check_out(args.out, '.md')
     return args
 
 
 def main(arguments: list[str]) -> None:
     args = parse(arguments)
 
-    from mmclipq.evaluation.coverage import FAMILIES, QUICK, Settings, cover, report, run
+    from mmclipq.apis.mmdet_tools import find_config
+    from mmclipq.evaluation.coverage import FAMILIES, QUICK, Settings, cover, report
+    from mmclipq.evaluation.coverage.run import made_with
 
     names = args.configs or (QUICK if args.quick else FAMILIES)
     configs = [(name, find_config(name)) for name in names]
@@ -76,11 +85,10 @@ def main(arguments: list[str]) -> None:
     print(report.summary(outcomes))
     if args.out is not None:
         command = shlex.join(['python', 'tools/coverage.py', *arguments])
-        args.out.write_text(report.page(outcomes, command, run.made_with(settings)))
+        args.out.write_text(report.page(outcomes, command, made_with(settings)))
     if not all(outcome.passed or outcome.excused for outcome in outcomes):
         sys.exit(1)
 
 
 if __name__ == '__main__':
-    with one_sentence_errors():
-        main(sys.argv[1:])
+    run(main)
