@@ -12,8 +12,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..detector import Int8Parts
 from ..errors import ClipQError
-from ..exporters.builder import DEFAULT_IR, DEFAULT_OPSET, check_versions
+from ..exporters.builder import DEFAULT_IR, DEFAULT_OPSET, ExportError, check_versions
 from ..exporters.end2end import end2end_model
 from ..exporters.metadata import metadata
 from ..exporters.onnx_file import graph_model
@@ -22,7 +23,8 @@ from ..exporters.packages import missing
 from ..exporters.table import c_header, multiplier_error, table
 from ..exporters.targets import DEFAULT_TARGET, target_of
 from ..graph.artifact import load_artifact, write_atomically
-from .int8_file import load_int8
+from ..graph.ir import Int8Graph
+from .int8_file import load_int8, load_parts
 from .mmdet_tools import check_out, check_range
 
 FORMATS = {'onnx': '.onnx', 'openvino': '.xml', 'table': '.json'}
@@ -72,17 +74,39 @@ def _check(out: Path, options: ExportOptions) -> None:
     target_of(options.target)
 
 
+def exportable_graphs(parts: Int8Parts) -> tuple[Int8Graph, ...]:
+    """The dense graph and those of the boxes.
+
+    Raises:
+        ExportError: if there are others, naming the modules that they stand for.
+    """
+    if parts.graph is None:
+        raise ExportError(
+            'found a detector whose features are no graph, because it computes them in its own '
+            'way, wanted a backbone, neck and dense head in one graph; run the .clipq file itself'
+        )
+    if parts.modules:
+        paths = [module.path for module in parts.modules]
+        names = ', '.join(paths[:3]) + (f' and {len(paths) - 3} more' if len(paths) > 3 else '')
+        raise ExportError(
+            f'found {names} as graphs of their own, which the detector calls between other steps '
+            'and exported files cannot hold; run the .clipq file itself, or quantize with a rule '
+            'of skip=True for these modules'
+        )
+    return (parts.graph, *parts.boxes)
+
+
 def _models(path: str | os.PathLike, options: ExportOptions) -> Iterator[tuple[str, Any]]:
     """Suffixes of file names with the ONNX models of a ``.clipq`` file, built one at a time."""
-    artifact = load_artifact(path)
+    artifact, graphs = load_artifact(path), exportable_graphs(load_parts(path))
     detector = load_int8(path, backend='reference')
     common = dict(target=options.target, opset=options.opset, ir_version=options.ir_version)
     facts = metadata(artifact.config, artifact.meta)
     if options.end2end:
         thresholds = dict(score_thr=options.score_thr, iou_thr=options.iou_thr)
-        yield '', end2end_model(detector, artifact.graphs, facts, **thresholds, **common)
+        yield '', end2end_model(detector, graphs, facts, **thresholds, **common)
         return
-    for number, graph in enumerate(artifact.graphs):
+    for number, graph in enumerate(graphs):
         suffix = f'_boxes{number - 1 or ""}' if number else ''
         facts['part'] = suffix.lstrip('_') or 'dense'
         yield suffix, graph_model(graph, detector, metadata=facts, **common)
@@ -99,8 +123,9 @@ def _plain(text: str) -> Any:
 def _table_files(path: str | os.PathLike, out: Path) -> dict[Path, bytes]:
     artifact = load_artifact(path)
     facts = {key: _plain(text) for key, text in metadata(artifact.config, artifact.meta).items()}
-    error = multiplier_error(artifact.graphs)
-    content = table(artifact.graphs, {**facts, 'multiplier_relative_error': error})
+    graphs = exportable_graphs(load_parts(path))
+    error = multiplier_error(graphs)
+    content = table(graphs, {**facts, 'multiplier_relative_error': error})
     text = json.dumps(content, indent=1)
     return {out: text.encode(), out.with_suffix('.h'): c_header(content).encode()}
 

@@ -13,6 +13,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from ..apis.export_file import exportable_graphs
 from ..apis.quantize_model import preprocessed
 from ..backends import Backend, build_backend
 from ..detector import Int8Parts
@@ -169,11 +170,11 @@ def compare_runtime(
         runtime: ``'onnxruntime'``, ``'openvino'``, or ``'table'`` for the table of exponents.
 
     Raises:
-        ClipQError: if the runtime is not installed, or a node has no exported form.
+        ClipQError: if the runtime is not installed, or a part or node has no exported form.
     """
     report = RuntimeReport(runtime)
     watched = []
-    for graph in parts.graphs:
+    for graph in exportable_graphs(parts):
         reference = build_backend('auto', graph, detector)
         other = build_backend(runtime, graph, detector)
         alone = build_backend(runtime, isolated(graph), detector)
@@ -203,7 +204,7 @@ def compare_runtime(
 
 
 def onnxruntime_layers(model: Any, layers: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-    """Layers that ONNX Runtime's optimizer turned into integer operations, and the others.
+    """Layers that ONNX Runtime's optimizer turns into integer operations, and the others.
 
     Args:
         model: ONNX model.

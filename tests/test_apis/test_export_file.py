@@ -1,5 +1,6 @@
 """Exported files: what is written, refused and read again, and what it detects."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 
 from mmclipq.apis import Int8Inferencer
-from mmclipq.apis.export_file import ExportOptions, export_file
+from mmclipq.apis.export_file import ExportOptions, export_file, exportable_graphs
 from mmclipq.apis.exported_detector import load_detector, load_exported
-from mmclipq.detector import plain_samples
+from mmclipq.apis.int8_file import load_parts
+from mmclipq.detector import Int8Module, plain_samples
 from mmclipq.errors import ClipQError
+from mmclipq.exporters.builder import ExportError
 
 onnx = pytest.importorskip('onnx')
 
@@ -96,13 +99,23 @@ def test_a_graph_alone_is_no_detector(intact, tmp_path):
         load_exported(tmp_path / 'broken.onnx')
 
 
+def test_graphs_of_single_modules_are_refused_by_name(intact):
+    parts = load_parts(intact)
+    assert exportable_graphs(parts) == (parts.graph,)
+    module = Int8Module('bbox_head.transformer', ((), {}), parts.graph)
+    with pytest.raises(ExportError, match=r'found bbox_head\.transformer as graphs of their own'):
+        exportable_graphs(dataclasses.replace(parts, modules=(module,)))
+    with pytest.raises(ExportError, match='found a detector whose features are no graph'):
+        exportable_graphs(dataclasses.replace(parts, graph=None))
+
+
 @pytest.mark.parametrize(
     ('name', 'options', 'message'),
     [
         ('a.onnx', dict(format='tflite'), "found format 'tflite', wanted one of"),
         ('a.txt', {}, r'a\.txt: found another ending, wanted an output file named \*\.onnx'),
         ('a.onnx', dict(score_thr=0.5), 'found --score-thr or --iou-thr alone'),
-        ('a.onnx', dict(end2end=True, iou_thr=2.0), 'found IoU threshold 2.0, wanted 0 to 1'),
+        ('a.onnx', dict(end2end=True, iou_thr=2.0), '--iou-thr: found 2.0, wanted'),
         ('a.json', dict(format='table', end2end=True), 'found --end2end with --format table'),
         ('a.onnx', dict(opset=9), 'found opset 9'),
         ('a.onnx', dict(target='left'), "found target 'left'"),

@@ -12,8 +12,9 @@ from conformance_forms import MOVED
 from conformance_regions import MANY
 
 from mmclipq.backends import build_backend
+from mmclipq.backends.runtimes.exported import saturates
 from mmclipq.backends.runtimes.onnxruntime import OnnxRuntimeBackend
-from mmclipq.backends.runtimes.openvino import OpenVinoBackend, saturates
+from mmclipq.backends.runtimes.openvino import OpenVinoBackend
 from mmclipq.errors import ClipQError
 from mmclipq.graph import ir
 

@@ -19,6 +19,14 @@ from ...graph import ir
 from ..base import Backend
 
 
+def saturates() -> bool:
+    """Whether int8 products are added in pairs of 16 bits here, as on x86 without VNNI."""
+    known = getattr(torch.cpu, 'get_capabilities', dict)()
+    if known.get('architecture') != 'x86_64':
+        return False
+    return not any(known.get(name) for name in ('avx512_vnni', 'avx_vnni', 'amx_int8'))
+
+
 class ExportedBackend(Backend):
     """Runs a graph as a whole in another runtime; tensors inside are seen through :meth:`codes`.
 

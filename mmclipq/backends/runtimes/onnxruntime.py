@@ -7,15 +7,17 @@ from typing import Any
 import torch
 
 from ..base import register_backend
-from .exported import ExportedBackend
+from .exported import ExportedBackend, saturates
 
 
 def session(model: Any, optimized: str = '') -> Any:
     """An ``InferenceSession`` of a ``ModelProto`` or a file, with torch's number of threads.
 
+    Where the sums of its integer kernels would saturate, codes are multiplied in float32 instead.
+
     Args:
         model: The model or its path.
-        optimized: File to write the optimized graph to.
+        optimized: File to write the optimized graph of integer kernels to, wherever that is.
     """
     import onnxruntime
 
@@ -23,8 +25,8 @@ def session(model: Any, optimized: str = '') -> Any:
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Where a processor would add int8 products in 16 bits, kernels for uint8 weights are exact.
-    options.add_session_config_entry('session.x64quantprecision', '1')
+    if saturates() and not optimized:
+        options.add_session_config_entry('session.disable_quant_qdq', '1')
     if optimized:
         options.optimized_model_filepath = optimized
     content = model if isinstance(model, str) else model.SerializeToString()

@@ -9,15 +9,7 @@ import torch
 
 from ...exporters.openvino_ir import convert
 from ..base import register_backend
-from .exported import ExportedBackend
-
-
-def saturates() -> bool:
-    """Whether int8 products are added in pairs of 16 bits here, as on x86 without VNNI."""
-    known = getattr(torch.cpu, 'get_capabilities', dict)()
-    if known.get('architecture') != 'x86_64':
-        return False
-    return not any(known.get(name) for name in ('avx512_vnni', 'avx_vnni', 'amx_int8'))
+from .exported import ExportedBackend, saturates
 
 
 def _without_quantizers(model: Any) -> Any:
