@@ -103,10 +103,9 @@ def annotations(cfg: Config) -> dict[str, bool]:
     A config without training data gets both.
     """
     loader = cfg.get('train_dataloader')
-    if not loader:
-        return {'masks': True, 'semantic': True}
+    both = not loader or 'LoadPanopticAnnotations' in _values(loader, 'type')
     loaded = {'masks': 'with_mask', 'semantic': 'with_seg'}
-    return {name: any(_values(loader, key)) for name, key in loaded.items()}
+    return {name: both or any(_values(loader, key)) for name, key in loaded.items()}
 
 
 @torch.no_grad()

@@ -66,8 +66,15 @@ class Work(TorchDispatchMode):
             if after is not None:
                 self._handles.append(module.register_forward_hook(after))
 
+    def __enter__(self) -> Work:
+        # One operation for all of an attention, which no counter knows.
+        self._fast_attention = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        return super().__enter__()
+
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
+        torch.backends.mha.set_fastpath_enabled(self._fast_attention)
         for handle in self._handles:
             handle.remove()
 

@@ -22,8 +22,8 @@ def _background(generator: np.random.Generator, size: int) -> np.ndarray:
         noise = generator.standard_normal((cells, cells, 3)).astype(np.float32)
         image += cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC) / cells**0.7
         cells *= 2
-    image = (image - image.min()) / (image.max() - image.min())
-    return (255 * image).astype(np.uint8)
+    image = (image - image.mean()) / image.std()
+    return np.clip(128 + 55 * image, 0, 255).astype(np.uint8)
 
 
 def _shape(generator: np.random.Generator, size: int) -> np.ndarray:

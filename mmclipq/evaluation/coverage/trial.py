@@ -35,6 +35,8 @@ from .outcome import STAGES, STOCK_PREDICT, STOCK_STEP, Outcome, Settings
 from .synthetic import synthetic_batch
 
 Batch = dict[str, list[Any]]
+SETTLING = 8
+"""Images whose statistics the batch norms take: fewer would not hold for others."""
 
 _NEEDS = {
     STOCK_STEP: ('build',),
@@ -157,7 +159,7 @@ class Trial:
         fixed = fixed_size(self.cfg)
         for size in [fixed] if fixed else [self.settings.size, 2 * self.settings.size]:
             self.outcome.size = size
-            several = self._batch(self.settings.images, seed=1)
+            several = self._batch(SETTLING, seed=1)
             self.model, settled = fresh_detector(self.cfg, several, self.settings.seed)
             if settled:
                 break
