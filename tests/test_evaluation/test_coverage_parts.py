@@ -155,7 +155,8 @@ def test_work_counts_multiply_adds_and_the_weights_that_run():
     n = size * size
     conv, up = n * 8 * 3 * 9, n * 8 * 3 * 4
     attention = 3 * n * 8 * 8 + 2 * n * n * 8 + n * 8 * 8
-    assert work.operations == 2 * conv + up + attention + n * n * 8
+    assert work.of_layers == 2 * conv + up
+    assert work.of_activations == attention + n * n * 8
     assert sum(work.weights.values()) == 8 * 3 * 9 + 8 * 3 * 4 + 4 * 8 * 8
     assert not model.conv._forward_hooks
 

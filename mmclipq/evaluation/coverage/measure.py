@@ -43,13 +43,14 @@ class Work(TorchDispatchMode):
         model: Whose layers.
 
     Attributes:
-        operations: Number of multiply-adds.
+        of_layers: Number of multiply-adds of layers.
+        of_activations: The same of products of activations.
         weights: Weights by the identity of their parameter.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.operations = 0
+        self.of_layers = self.of_activations = 0
         self.weights: dict[int, int] = {}
         self._inside = 0
         self._handles = []
@@ -82,7 +83,7 @@ class Work(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         count = flop_registry.get(func._overloadpacket)
         if count is not None and not self._inside:
-            self.operations += count(*args, **(kwargs or {}), out_val=out) // 2
+            self.of_activations += count(*args, **(kwargs or {}), out_val=out) // 2
         return out
 
     def _see_attention(self, module: nn.Module, args: Any) -> None:
@@ -98,7 +99,7 @@ class Work(TorchDispatchMode):
         self._inside -= 1
         transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
         positions = args[0] if transposed else out
-        self.operations += positions.numel() * module.weight[0].numel()
+        self.of_layers += positions.numel() * module.weight[0].numel()
 
 
 class Choices(TorchFunctionMode):

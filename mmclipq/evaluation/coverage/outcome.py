@@ -27,7 +27,7 @@ class Settings:
 
     Attributes:
         size: Height and width of the images, unless a detector is made for one size. Those whose
-            coarsest level would be too small get twice as much.
+            coarsest level would be too small get two or four times as much.
         images: Number of calibration images; half as many others are predicted on.
         rounds: Timed predictions of each detector.
         threads: Of torch.
@@ -61,8 +61,8 @@ class Outcome:
             after :func:`mmclipq.prepare_model` whose ranges clip nothing.
         gradient_difference: The same of the gradients: largest difference within a parameter over
             the largest gradient of that parameter.
-        weights: Weights of all layers that a prediction runs, and how many of them are int8.
-        operations: Multiply-adds of a prediction on one image, and how many of them are int8.
+        weights: Weights in the integer graphs, and of all layers that the int8 detector runs.
+        operations: Multiply-adds of the integer graphs for one image, and of the whole prediction.
         left: Names of what stays in float by reason.
         backend: What executes the int8 detector.
         against: The backend that its codes are compared with.

@@ -157,7 +157,8 @@ class Trial:
         self.classes = number_of_classes(self.cfg)
         self.outcome.detector = self.cfg.model['type']
         fixed = fixed_size(self.cfg)
-        for size in [fixed] if fixed else [self.settings.size, 2 * self.settings.size]:
+        size = self.settings.size
+        for size in [fixed] if fixed else [size, 2 * size, 4 * size, size]:
             self.outcome.size = size
             several = self._batch(SETTLING, seed=1)
             self.model, settled = fresh_detector(self.cfg, several, self.settings.seed)
@@ -176,11 +177,14 @@ class Trial:
 
     def _stock_predict(self) -> None:
         self._predictions(self.model)
-        work = Work(self.model)
-        images, samples = next(preprocessed(self.model, self.images[:1]))
-        with torch.no_grad(), work:
-            self.model.predict(images, samples)
-        self.work = work
+        self.work = self._work(self.model)
+
+    def _work(self, detector: nn.Module) -> Work:
+        """What ``detector`` computes in float to predict on the first image."""
+        images, samples = next(preprocessed(detector, self.images[:1]))
+        with torch.no_grad(), Work(detector) as work:
+            detector.predict(images, samples)
+        return work
 
     def _step(self) -> None:
         model = copy.deepcopy(self.model)
@@ -244,14 +248,19 @@ class Trial:
             raise ValueError(f'{differing} of {total} codes differ, first in {first}')
 
     def _shares(self, found: list[Execution]) -> None:
-        """Weights of the graphs that ran, and their multiply-adds of the first image."""
+        """Weights and multiply-adds in the graphs, beside those of layers that still run in float.
+
+        A layer whose result nothing reads is in neither.
+        """
         graphs = {id(execution.graph): execution.graph for execution in found}
         weights = {n.weight: g.constants[n.weight] for g in graphs.values() for n in g.products()}
         number = sum(weight.numel() for weight in weights.values())
-        self.outcome.weights = number, sum(self.work.weights.values())
+        left = self._work(self.detector)
+        self.outcome.weights = number, number + sum(left.weights.values())
         # Every image runs the same graphs in the same order.
-        of_one = found[: len(found) // len(self.images)]
-        self.outcome.operations = sum(e.operations for e in of_one), self.work.operations
+        of_one = sum(e.operations for e in found[: len(found) // len(self.images)])
+        others = left.of_layers + self.work.of_activations
+        self.outcome.operations = of_one, of_one + others
 
     def _error(self) -> None:
         choices = Choices()
