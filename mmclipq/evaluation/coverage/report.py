@@ -33,9 +33,9 @@ accuracy.
 _MEANING = """\
 * **size**: height and width of the images, {size} unless anchors are made for another size or the
   coarsest level would be smaller than its kernel.
-* **weights int8**, **operations int8**: share of the integer graphs in the weights of all layers that
-  the int8 detector runs, and in its multiply-adds. Products of activations, as in attention, count
-  as float.
+* **weights int8**, **operations int8**: share of the integer graphs in the weights of all layers
+  that the int8 detector runs, and in its multiply-adds. Products of activations, as in attention,
+  count as float.
 * **float steps**: how many steps stay in float; the reasons stand below.
 * **training step**: largest relative difference of any loss and any gradient between a step of the
   stock detector and the step after `prepare_model` with ranges that clip nothing.

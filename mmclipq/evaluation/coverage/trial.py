@@ -157,9 +157,8 @@ class Trial:
         self.classes = number_of_classes(self.cfg)
         self.outcome.detector = self.cfg.model['type']
         fixed = fixed_size(self.cfg)
-        size = self.settings.size
-        for size in [fixed] if fixed else [size, 2 * size, 4 * size, size]:
-            self.outcome.size = size
+        for times in [1] if fixed else [1, 2, 4, 1]:
+            self.outcome.size = times * (fixed or self.settings.size)
             several = self._batch(SETTLING, seed=1)
             self.model, settled = fresh_detector(self.cfg, several, self.settings.seed)
             if settled:
