@@ -1,5 +1,8 @@
 #!/usr/bin/env python
-"""Evaluate float, clipped float and int8 on a config's test set: one table and one picture."""
+"""Evaluate float, clipped float and int8 on a config's test set: one table and one picture.
+
+A second table has the differences of AP to the first detector, with their 95 % intervals.
+"""
 
 import argparse
 import json
@@ -10,7 +13,9 @@ from _tool import run
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('config', help='config of the detector, with the clipq base if it has one')
     parser.add_argument('--float', dest='float_', metavar='PTH', help='float checkpoint')
     parser.add_argument('--control', metavar='PTH', help='float checkpoint trained as long')
@@ -47,6 +52,7 @@ def main(arguments: list[str]) -> None:
     from mmclipq.apis.quantize_checkpoint import load_for_quantization
     from mmclipq.evaluation.compare import Row, draw_side_by_side, table, weight_bytes
     from mmclipq.evaluation.evaluate import evaluate
+    from mmclipq.evaluation.interval import ap_differences, difference_table
 
     cfg = Config.fromfile(args.config)
     detectors = []
@@ -60,11 +66,24 @@ def main(arguments: list[str]) -> None:
     for path in args.int8:
         name = 'int8' if len(args.int8) == 1 else f'int8 {Path(path).stem}'
         detectors.append((name, load_int8(path, backend=args.backend), os.path.getsize(path)))
-    rows = [Row.make(name, evaluate(d, cfg, name), size) for name, d, size in detectors]
+    results = [evaluate(d, cfg, name, matched=len(detectors) > 1) for name, d, _ in detectors]
+    rows = [
+        Row.make(name, result, size)
+        for (name, _, size), result in zip(detectors, results, strict=True)
+    ]
     print(table(rows))
+    figures = [row.as_dict() for row in rows]
+    compared = []
+    for row, figure, result in list(zip(rows, figures, results, strict=True))[1:]:
+        found = ap_differences(results[0].matches, result.matches)
+        compared += [(f'{row.name}, {d.name}', d) for d in found if d.name in ('AP', 'AP50')]
+        figure['against'] = {'detector': rows[0].name, 'rows': [d.as_dict() for d in found]}
+    if compared:
+        print()
+        print(difference_table('difference', compared, rows[0].name, 'this one'))
     if args.json:
         Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps([row.as_dict() for row in rows], indent=2) + '\n')
+        Path(args.json).write_text(json.dumps(figures, indent=2) + '\n')
     if args.picture:
         shown = [(name, d) for name, d, _ in detectors if name in ('float', 'int8')]
         draw_side_by_side(shown or [(n, d) for n, d, _ in detectors], cfg, args.picture)

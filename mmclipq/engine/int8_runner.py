@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 
@@ -38,19 +39,27 @@ class Int8Runner(Runner):
         if exported or is_artifact(self._load_from):
             detector = load_detector(self._load_from, place, backend)
         else:
-            cfg = copy.deepcopy(self.cfg)
-            if 'module' in cfg.model:  # a test-time augmentation wrapper
-                cfg.model = cfg.model.module
             detector, quantized, _ = quantize_checkpoint(
-                cfg, self._load_from, options.get('calib_images'), device=device
+                self.detector_config(),
+                self._load_from,
+                options.get('calib_images'),
+                device=device,
             )
             detector = to_int8(detector, quantized, backend, place)
-        self._replace_detector(detector)
+        self.replace_detector(detector)
         self._has_loaded = True
         runtime = detector.runtime if exported else detector.int8_backend.name
         self.logger.info(f'mmclipq: integer execution of {self._load_from} on {runtime}')
 
-    def _replace_detector(self, detector: nn.Module) -> None:
+    def detector_config(self) -> Config:
+        """A copy of the config with the bare detector as its model."""
+        cfg = copy.deepcopy(self.cfg)
+        if 'module' in cfg.model:  # a test-time augmentation wrapper
+            cfg.model = cfg.model.module
+        return cfg
+
+    def replace_detector(self, detector: nn.Module) -> None:
+        """Put ``detector`` into the model, inside whatever wraps it."""
         holder, name = self, 'model'
         # A DDP wrapper or a test-time augmentation model holds the detector as its module.
         while isinstance(getattr(getattr(holder, name), 'module', None), nn.Module):

@@ -15,6 +15,9 @@ from mmengine.runner import Runner
 from torch import nn
 from tqdm import tqdm
 
+from .coco import MatchedBoxes
+from .matches import Matches
+
 _AP = ('bbox_mAP', 'mAP')
 _AP50 = ('bbox_mAP_50', 'AP50')
 
@@ -27,11 +30,13 @@ class Evaluation:
         metrics: What the evaluator returned.
         milliseconds: Median time per image of ``test_step``, preprocessing and NMS included.
         images: Number of images.
+        matches: Which detection found which object, if that was asked for.
     """
 
     metrics: Mapping[str, float]
     milliseconds: float
     images: int
+    matches: Matches | None = None
 
     def _metric(self, names: tuple[str, ...]) -> float:
         for name in names:
@@ -52,17 +57,21 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(detector: nn.Module, cfg: Config, name: str = 'evaluation') -> Evaluation:
+def evaluate(
+    detector: nn.Module, cfg: Config, name: str = 'evaluation', matched: bool = False
+) -> Evaluation:
     """Test ``detector`` as MMEngine's test loop would, and time every image.
 
     Args:
         detector: Float detector or :class:`mmclipq.Int8Detector`, on the device to use.
         cfg: Config with ``test_dataloader`` and ``test_evaluator``.
         name: Shown at the progress bar.
+        matched: Whether to keep which detection found which object, for intervals.
     """
     init_default_scope('mmdet')
     loader = Runner.build_dataloader(cfg.test_dataloader, seed=0)
     evaluator = Evaluator(cfg.test_evaluator)
+    boxes = MatchedBoxes.beside(evaluator, loader.dataset) if matched else None
     evaluator.dataset_meta = loader.dataset.metainfo
     detector.eval()
     times: list[float] = []
@@ -74,4 +83,5 @@ def evaluate(detector: nn.Module, cfg: Config, name: str = 'evaluation') -> Eval
         images += len(outputs)
         evaluator.process(data_samples=outputs, data_batch=batch)
     median = sorted(times)[len(times) // 2]
-    return Evaluation(evaluator.evaluate(images), median * 1000, images)
+    metrics = evaluator.evaluate(images)
+    return Evaluation(metrics, median * 1000, images, boxes.matches if boxes else None)

@@ -15,8 +15,8 @@ ONNX Runtime's integer convolution cannot contain. ONNX Runtime also wants a con
 output of one type, so signed codes are stored as uint8 with zero point 128: the same numbers,
 except at inputs and outputs, which stay as they are. For relu and relu6 the pair changes nothing
 (rounding is monotonous, and 0 and 6 are codes). A leaky relu after it differs by at most one step
-while the sums lie in the tensor's range, and saturates below it; a residual sum rounds twice. Before
-a smooth activation the pair has 255 steps over all sums that the activation tells apart.
+while the sums lie in the tensor's range, and saturates below it; a residual sum rounds twice.
+Before a smooth activation the pair has 255 steps over all sums that the activation tells apart.
 """
 
 from __future__ import annotations

@@ -68,11 +68,18 @@ def test_compare_prints_and_writes(config_file, checkpoints, tmp_path, monkeypat
     float_file, int8_file = checkpoints
     options = ['--float', float_file, '--clipped', float_file, '--int8', int8_file]
     run_tool(monkeypatch, 'compare', config_file, *options, '--json', tmp_path / 'out.json')
-    found = [line for line in capsys.readouterr().out.split('\n') if line.startswith('| ')]
-    assert [line.split('|')[1].strip() for line in found[1:]] == ['float', 'clipped float', 'int8']
+    first, second = capsys.readouterr().out.split('\n\n')[-2:]
+    found = [line.split('|')[1].strip() for line in first.split('\n') if line.startswith('| ')]
+    assert found == ['detector', 'float', 'clipped float', 'int8']
+    found = [line.split('|') for line in second.split('\n') if line.startswith('| ')]
+    names = [row[1].strip() for row in found[1:]]
+    assert names == ['clipped float, AP', 'clipped float, AP50', 'int8, AP', 'int8, AP50']
+    assert found[1][6].strip() == 'no difference that these images can show'
     rows = json.loads((tmp_path / 'out.json').read_text())
     assert rows[0]['size'] == weight_bytes(model)
     assert rows[2]['size'] == int8_file.stat().st_size
+    assert [row['against']['detector'] for row in rows[1:]] == ['float', 'float']
+    assert rows[2]['against']['rows'][0]['name'] == 'AP'
 
 
 def test_verify_tool(config_file, checkpoints, monkeypatch, capsys):

@@ -81,6 +81,18 @@ def test_quantize_writes_what_test_evaluates(run, trained, tmp_path):
     assert 'coco/bbox_mAP:' in done.stdout + done.stderr
 
 
+def test_test_against_a_float_checkpoint(run, trained, tmp_path):
+    files = [trained / 'epoch_1_int8.clipq', '--int8', '--against', trained / 'epoch_1.pth']
+    done = run('test.py', CONFIG, *files, '--work-dir', tmp_path, *SMALL)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [line.split('|') for line in done.stdout.splitlines() if line[:1] == '|']
+    assert rows[0][1:5] == [' int8 against float ', ' float ', ' int8 ', ' difference ']
+    names = [row[1].strip() for row in rows[2:]]
+    assert names[:4] == ['AP', 'AP50', 'AP75', 'AP small']
+    # After one epoch neither finds anything.
+    assert rows[2][6].strip() == 'no difference that these images can show'
+
+
 def test_test_without_int8_runs_the_float_checkpoint(run, trained, tmp_path):
     done = run('test.py', CONFIG, trained / 'epoch_1.pth', '--work-dir', tmp_path, *SMALL)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -131,13 +143,15 @@ def refusal(digits_root, monkeypatch, tmp_path) -> Callable[..., str]:
         (['CONFIG', 'absent.clipq', '--int8'], ['absent.clipq: found no file']),
         (['CONFIG', 'FILE'], ['found a .clipq file without --int8', 'add --int8']),
         (['CONFIG', 'CHECKPOINT', '--backend', 'reference'], ['--backend', 'wanted --int8']),
+        (['CONFIG', 'FILE', '--int8', '--against', 'no.pth'], ['no.pth: found no file']),
+        (['CONFIG', 'CHECKPOINT', '--against', 'CHECKPOINT'], ['--against', 'wanted --int8']),
         (['CONFIG', 'absent.pth', '--int8', '--backend', 'abacus'], ["'abacus'", 'reference']),
         (['CONFIG', 'absent.pth', '--int8', '--calib-images', '0'], ['--calib-images: found 0']),
         (['CONFIG', 'TRUNCATED', '--int8'], ['truncated.clipq: found ', 'is truncated']),
     ],
     ids=[
-        *('config', 'both', 'checkpoint', 'file', 'no-int8', 'backend-alone', 'backend', 'count'),
-        'truncated',
+        *('config', 'both', 'checkpoint', 'file', 'no-int8', 'backend-alone'),
+        *('against-none', 'against-alone', 'backend', 'count', 'truncated'),
     ],
 )
 def test_test_refuses_in_one_sentence(refusal, trained, truncated, tmp_path, arguments, words):

@@ -1,0 +1,115 @@
+"""A metric that keeps which detection found which object, whatever the format of the data set."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from mmdet.evaluation.metrics import CocoMetric
+from mmengine.evaluator import BaseMetric, Evaluator
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from .matches import Matches
+
+
+def _index(dataset: Mapping[str, Any]) -> COCO:
+    coco = COCO()
+    coco.dataset = dataset
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def ground_truth(infos: Iterable[Mapping[str, Any]], classes: Sequence[str]) -> COCO:
+    """The objects of a data set, from what ``dataset.get_data_info`` returns for each image.
+
+    Objects to be ignored count as COCO's crowds do.
+    """
+    images, annotations = [], []
+    for info in infos:
+        images.append({'id': info['img_id'], 'height': info['height'], 'width': info['width']})
+        for instance in info['instances']:
+            x1, y1, x2, y2 = map(float, instance['bbox'])
+            annotations.append({
+                'id': len(annotations) + 1,  # pycocotools takes 0 for no match
+                'image_id': info['img_id'],
+                'bbox': [x1, y1, x2 - x1, y2 - y1],
+                'area': (x2 - x1) * (y2 - y1),
+                'iscrowd': int(instance.get('ignore_flag', 0)),
+                'category_id': int(instance['bbox_label']),
+            })  # fmt: skip
+    categories = [{'id': index, 'name': name} for index, name in enumerate(classes)]
+    return _index({'images': images, 'annotations': annotations, 'categories': categories})
+
+
+class MatchedBoxes(BaseMetric):
+    """Matches boxes with the ground truth as COCO's evaluation does; reports no figure itself.
+
+    Stands beside the metrics of a config in the same evaluator, so that one test run gives both.
+
+    Args:
+        truth: The ground truth.
+        thresholds: IoU thresholds, by default COCO's ten.
+
+    Attributes:
+        matches: The result once the evaluator has ended, on the main process; None before.
+    """
+
+    def __init__(self, truth: COCO, thresholds: Sequence[float] | None = None) -> None:
+        super().__init__(collect_device='cpu', prefix='matched')
+        self.truth, self.thresholds = truth, thresholds
+        self.matches: Matches | None = None
+
+    @classmethod
+    def beside(cls, evaluator: Evaluator, dataset: Any) -> MatchedBoxes:
+        """Added to ``evaluator``, with the ground truth of its COCO metric.
+
+        Where it has none, or one that reads the objects from the data samples, the ground truth is
+        that of the data set.
+        """
+        found = [metric for metric in evaluator.metrics if isinstance(metric, CocoMetric)]
+        truth = next((m._coco_api for m in found if m._coco_api is not None), None)
+        if truth is None:
+            infos = (dataset.get_data_info(index) for index in range(len(dataset)))
+            truth = ground_truth(infos, dataset.metainfo['classes'])
+        metric = cls(truth, np.atleast_1d(found[0].iou_thrs) if found else None)
+        metric.dataset_meta = dataset.metainfo
+        evaluator.metrics.append(metric)
+        return metric
+
+    def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
+        for sample in data_samples:
+            found = sample['pred_instances']
+            fields = (found[name].cpu().numpy() for name in ('bboxes', 'scores', 'labels'))
+            self.results.append((sample['img_id'], *fields))
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        categories = self.truth.getCatIds(catNms=self.dataset_meta['classes'])
+        detections = [
+            {
+                'image_id': image,
+                'bbox': [x1, y1, x2 - x1, y2 - y1],
+                'score': score,
+                'category_id': categories[label],
+            }
+            for image, *fields in results
+            for (x1, y1, x2, y2), score, label in zip(*(f.tolist() for f in fields), strict=True)
+        ]
+        with contextlib.redirect_stdout(io.StringIO()):
+            found = (
+                self.truth.loadRes(detections)
+                if detections
+                else _index({**self.truth.dataset, 'annotations': []})
+            )
+            evaluation = COCOeval(self.truth, found, 'bbox')
+            evaluation.params.catIds = categories
+            if self.thresholds is not None:
+                evaluation.params.iouThrs = np.asarray(self.thresholds)
+            evaluation.evaluate()
+        names = [self.truth.cats[category]['name'] for category in evaluation.params.catIds]
+        self.matches = Matches.from_coco(evaluation, names)
+        return {}

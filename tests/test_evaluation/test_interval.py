@@ -1,0 +1,62 @@
+"""Intervals of AP differences: what they say, and how often they hold the true difference."""
+
+import numpy as np
+import pytest
+from simulated_pairs import Pair, coverage, draw
+
+from mmclipq.errors import ClipQError
+from mmclipq.evaluation.interval import UNSEEN, Difference, ap_differences, difference_table
+
+
+@pytest.fixture(scope='module')
+def pair():
+    return draw(Pair(lost=0.1), 120, np.random.default_rng(0))
+
+
+def test_a_detector_does_not_differ_from_itself(pair):
+    for row in ap_differences(pair[0], pair[0], resamples=50):
+        assert (row.difference, row.low, row.high) == (0, 0, 0)
+        assert row.verdict == UNSEEN
+
+
+def test_clear_loss_is_seen_from_both_sides(pair):
+    loss, gain = (ap_differences(*both, resamples=200)[0] for both in (pair, pair[::-1]))
+    assert loss.name == 'AP'
+    assert loss.low < loss.difference < loss.high < 0
+    assert loss.verdict == 'worse'
+    assert gain.verdict == 'better'
+    assert (gain.low, gain.high) == pytest.approx((-loss.high, -loss.low))
+
+
+def test_same_seed_same_interval(pair):
+    first, again, other = (ap_differences(*pair, resamples=100, seed=seed) for seed in (3, 3, 4))
+    assert first == again != other
+
+
+def test_rows_cover_classes_and_thresholds(pair):
+    names = [row.name for row in ap_differences(*pair, resamples=10)]
+    assert names == ['AP', 'AP50', 'AP75', *(f'AP of class {k}' for k in range(3))]
+
+
+def test_sentence_says_when_nothing_can_be_seen():
+    row = Difference('AP', 0.5, 0.496, -0.0101, 0.0021)
+    assert str(row) == (
+        'AP 0.496 against 0.500: -0.004, 95 % interval -0.010 to +0.002: '
+        'no difference that these images can show'
+    )
+    assert '| -0.010 to +0.002 | no difference that these' in difference_table('', [('AP', row)])
+
+
+def test_other_images_are_refused(pair):
+    fewer = draw(Pair(), 60, np.random.default_rng(0))
+    with pytest.raises(ClipQError, match=r'other images \(120 and 60\)'):
+        ap_differences(pair[0], fewer[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('images', [72, 150])
+@pytest.mark.parametrize(
+    'pair', [Pair(lost=0.02), Pair(noise=0.03)], ids=['lost boxes', 'noise alone']
+)
+def test_interval_holds_the_true_difference(pair, images):
+    assert 0.93 <= coverage(pair, images, draws=400) <= 0.97
