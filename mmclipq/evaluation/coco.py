@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from mmdet.evaluation.metrics import CocoMetric
@@ -46,6 +46,22 @@ def ground_truth(infos: Iterable[Mapping[str, Any]], classes: Sequence[str]) -> 
     return _index({'images': images, 'annotations': annotations, 'categories': categories})
 
 
+class Detections(NamedTuple):
+    """What a detector found in one image: boxes ``(N, 4)`` in its pixels, scores, labels."""
+
+    image: Any
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def of(cls, sample: Mapping[str, Any]) -> Detections:
+        """Of a data sample with predictions."""
+        found = sample['pred_instances']
+        fields = (found[name].cpu().numpy() for name in ('bboxes', 'scores', 'labels'))
+        return cls(sample['img_id'], *fields)
+
+
 class MatchedBoxes(BaseMetric):
     """Matches boxes with the ground truth as COCO's evaluation does; reports no figure itself.
 
@@ -54,15 +70,26 @@ class MatchedBoxes(BaseMetric):
     Args:
         truth: The ground truth.
         thresholds: IoU thresholds, by default COCO's ten.
+        images: Identifiers of the images that count, by default all.
+        sizes: Whether to match within COCO's ranges of areas, too.
 
     Attributes:
         matches: The result once the evaluator has ended, on the main process; None before.
+        found: What was found then: image, boxes, scores and labels.
     """
 
-    def __init__(self, truth: COCO, thresholds: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        truth: COCO,
+        thresholds: Sequence[float] | None = None,
+        images: Sequence[Any] | None = None,
+        sizes: bool = True,
+    ) -> None:
         super().__init__(collect_device='cpu', prefix='matched')
         self.truth, self.thresholds = truth, thresholds
+        self.images, self.sizes = images, sizes
         self.matches: Matches | None = None
+        self.found: list[Detections] = []
 
     @classmethod
     def beside(cls, evaluator: Evaluator, dataset: Any) -> MatchedBoxes:
@@ -83,12 +110,11 @@ class MatchedBoxes(BaseMetric):
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         for sample in data_samples:
-            found = sample['pred_instances']
-            fields = (found[name].cpu().numpy() for name in ('bboxes', 'scores', 'labels'))
-            self.results.append((sample['img_id'], *fields))
+            self.results.append(Detections.of(sample))
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         categories = self.truth.getCatIds(catNms=self.dataset_meta['classes'])
+        self.found = results
         detections = [
             {
                 'image_id': image,
@@ -109,6 +135,11 @@ class MatchedBoxes(BaseMetric):
             evaluation.params.catIds = categories
             if self.thresholds is not None:
                 evaluation.params.iouThrs = np.asarray(self.thresholds)
+            if self.images is not None:
+                evaluation.params.imgIds = list(self.images)
+            if not self.sizes:
+                evaluation.params.areaRng = evaluation.params.areaRng[:1]
+                evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
             evaluation.evaluate()
         names = [self.truth.cats[category]['name'] for category in evaluation.params.catIds]
         self.matches = Matches.from_coco(evaluation, names)

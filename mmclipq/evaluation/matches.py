@@ -86,6 +86,10 @@ class Matches:
         curves = [Curve(row[area], self.recalls).precision(weights)[:, 0] for row in self.cells]
         return np.nan_to_num(np.stack(curves, -1), nan=-1.0)
 
+    def influence(self, area: int = 0) -> np.ndarray:
+        """How AP moves with each image, ``(K, T, I)``, see :meth:`Curve.influence`."""
+        return np.stack([Curve(row[area], self.recalls).influence() for row in self.cells])
+
     def resampled(self, weights: np.ndarray, area: int = 0) -> Iterator[np.ndarray]:
         """AP of each class, ``(T, R)``, on images that count ``weights`` ``(R, I)`` times each.
 
@@ -146,42 +150,60 @@ class Curve:
         """
         given = torch.as_tensor(weights, dtype=torch.float64)
         positives = (given @ self.positives)[:, None]
+        recalls = self.recalls.expand(len(given), -1).contiguous()
+        curves = []
+        for _, true, envelope in self._counted(given):
+            # Beyond the last hit precision is zero.
+            envelope = torch.cat([envelope, envelope.new_zeros(len(given), 1)], 1)
+            curves.append(envelope.gather(1, torch.searchsorted(true / positives, recalls)))
+        return torch.where(positives > 0, torch.stack(curves), torch.nan).numpy()
+
+    @torch.enable_grad()
+    def influence(self) -> np.ndarray:
+        """How AP moves with the weight of each image, ``(T, I)``, NaN without objects.
+
+        The derivative of the area under the whole curve, which is AP but for the few recalls at
+        which that reads it, times the number of images. It sums up to zero over the images.
+        """
+        images = len(self.positives)
+        given = torch.ones(1, images, dtype=torch.float64, requires_grad=True)
+        positives = given @ self.positives
+        if not positives > 0:
+            return np.full((len(self.hits), images), np.nan)
+        gradients = []
+        for step, _, envelope in self._counted(given):
+            area = (envelope * step).sum() / positives
+            (gradient,) = torch.autograd.grad(area, given, retain_graph=True)
+            gradients.append(gradient[0] * images)
+        return torch.stack(gradients).numpy()
+
+    def _counted(self, given: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """For each threshold, at each hit ``(R, H)``: its weight, that of all hits so far, and the
+        largest precision from there on."""
         weight = given.index_select(1, self.image)
         total = (weight if self.usual.all() else weight * self.usual).cumsum(1)
-        curves = [
-            self._interpolated(weight, total, positives, hits, changes)
-            for hits, changes in zip(self.hits, self.changes, strict=True)
-        ]
-        result = torch.stack(curves)
-        return torch.where(positives > 0, result, torch.nan).numpy()
-
-    def _interpolated(
-        self, weight: Tensor, total: Tensor, positives: Tensor, hits: Tensor, changes: Tensor
-    ) -> Tensor:
-        rows = len(weight)
-        if not len(hits):
-            return weight.new_zeros(rows, len(self.recalls))
-        true = weight.index_select(1, hits).cumsum(1)
-        found = total.index_select(1, hits)
-        if len(changes):
-            sign = 1 - 2 * self.usual[changes].double()
-            steps = (weight.index_select(1, changes) * sign).cumsum(1)
-            steps = torch.cat([steps.new_zeros(rows, 1), steps], 1)
-            found += steps.index_select(1, torch.searchsorted(changes, hits, right=True))
-        # The smallest number keeps a first detection of weight 0 from dividing by zero.
-        curve = true / (found + np.spacing(1))
-        curve = curve.flip(1).cummax(1).values.flip(1)
-        curve = torch.cat([curve, curve.new_zeros(rows, 1)], 1)
-        recalls = self.recalls.expand(rows, -1).contiguous()
-        return curve.gather(1, torch.searchsorted(true / positives, recalls))
+        for hits, changes in zip(self.hits, self.changes, strict=True):
+            step = weight.index_select(1, hits)
+            true, found = step.cumsum(1), total.index_select(1, hits)
+            if len(changes):
+                sign = 1 - 2 * self.usual[changes].double()
+                more = (weight.index_select(1, changes) * sign).cumsum(1)
+                more = torch.cat([more.new_zeros(len(more), 1), more], 1)
+                places = torch.searchsorted(changes, hits, right=True)
+                found = found + more.index_select(1, places)
+            # The smallest number keeps a first hit of weight 0 from dividing by zero.
+            curve = true / (found + np.spacing(1))
+            yield step, true, curve.flip(1).cummax(1).values.flip(1) if len(hits) else curve
 
 
 def check_same_images(first: Matches, second: Matches) -> None:
-    """Return if two detectors were matched on the same images, classes and thresholds.
+    """Return if two detectors were matched on the same images, at least two, and classes.
 
     Raises:
         ClipQError: naming what differs.
     """
+    if len(first.images) < 2:
+        raise ClipQError(f'found {len(first.images)} image, wanted at least two to compare on')
     for what in ('images', 'classes', 'areas'):
         a, b = getattr(first, what), getattr(second, what)
         if a != b:

@@ -1,5 +1,7 @@
 """Intervals of AP differences: what they say, and how often they hold the true difference."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from simulated_pairs import Pair, coverage, draw
@@ -45,6 +47,32 @@ def test_sentence_says_when_nothing_can_be_seen():
         'no difference that these images can show'
     )
     assert '| -0.010 to +0.002 | no difference that these' in difference_table('', [('AP', row)])
+
+
+def test_one_lost_box_does_not_make_an_endless_interval():
+    """Draws without the one image that differs have no error of their own to measure in."""
+    first, second = draw(Pair(noise=0), 50, np.random.default_rng(5))
+    cells = list(first.cells)
+    image = cells[0][0].image[0]
+    keep = np.arange(len(cells[0][0].image)) != 0
+    cells[0] = (
+        replace(
+            cells[0][0],
+            image=cells[0][0].image[keep],
+            hit=cells[0][0].hit[:, keep],
+            counted=cells[0][0].counted[:, keep],
+        ),
+    )
+    row = ap_differences(first, replace(first, cells=tuple(cells)))[0]
+    assert cells[0][0].positives[image] > 0
+    assert row.difference < 0
+    assert row.low < row.difference < row.high
+    assert row.high - row.low < 8 * abs(row.difference)
+
+
+def test_one_image_is_refused():
+    with pytest.raises(ClipQError, match='found 1 image, wanted at least two'):
+        ap_differences(*draw(Pair(), 1, np.random.default_rng(0)))
 
 
 def test_other_images_are_refused(pair):

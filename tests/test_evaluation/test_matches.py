@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 from mmclipq.evaluation.coco import MatchedBoxes, ground_truth
 from mmclipq.evaluation.evaluate import evaluate
 from mmclipq.evaluation.interval import average_precision, weighted_ap
-from mmclipq.evaluation.matches import Curve, Matches
+from mmclipq.evaluation.matches import Cell, Curve, Matches
 
 CLASSES = ('cat', 'dog', 'absent', 'never found')
 STATS = ('AP', 'AP50', 'AP75', 'AP small', 'AP medium', 'AP large')
@@ -127,6 +127,34 @@ def test_an_image_that_counts_thrice_is_three_copies(rng):
             for k, cells in enumerate(matches.cells):
                 found = Curve(cells[area], matches.recalls).precision(row[None])[:, 0]
                 assert np.array_equal(np.nan_to_num(found, nan=-1), wanted[..., k])
+
+
+def area_under_curve(cell: Cell, index: int, weights: np.ndarray) -> float:
+    """Area under the largest precision from each recall on, at one threshold."""
+    weight = weights[cell.image]
+    hits = weight * cell.hit[index]
+    precision = hits.cumsum() / np.maximum((weight * cell.counted[index]).cumsum(), 1e-12)
+    largest = np.maximum.accumulate(precision[::-1])[::-1]
+    return float((largest * hits).sum() / (weights @ cell.positives))
+
+
+def test_influence_is_the_derivative_of_ap(rng):
+    infos = make_infos(60, rng)
+    matches = Matches.from_coco(coco_eval(infos, make_detections(infos, rng, 8)), CLASSES)
+    for area in range(len(matches.areas)):
+        found = matches.influence(area)
+        assert np.nan_to_num(found).sum(-1) == pytest.approx(np.zeros(found.shape[:2]), abs=1e-9)
+        for cells, slopes in zip(matches.cells, found, strict=True):
+            for index in (0, 9) if cells[area].positives.any() else ():
+                direction = rng.normal(size=60)
+                here, up, down = (
+                    area_under_curve(cells[area], index, 1 + step * direction)
+                    for step in (0, 1e-6, -1e-6)
+                )
+                # Where two precisions are equal there are two slopes.
+                ends = sorted([(up - here) / 1e-6, (here - down) / 1e-6])
+                slope = slopes[index] @ direction / 60
+                assert ends[0] - 1e-6 <= slope <= ends[1] + 1e-6
 
 
 def test_metric_gives_the_config_metrics_ap(cfg, model):
