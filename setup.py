@@ -1,6 +1,7 @@
 """Installs mmclipq, with its configs and tools inside the package as ``.mim``."""
 
 import os
+import platform
 import runpy
 import sys
 from pathlib import Path
@@ -83,26 +84,33 @@ def cuda_extensions() -> list[Extension]:
 
 
 def cpu_extensions() -> list[Extension]:
-    """The CPU operators, where oneDNN's headers are (``pip install onednn-devel-cpu-gomp``).
+    """The CPU operators, with oneDNN where its headers are (``pip install onednn-devel-cpu-gomp``).
 
-    They are optional: without them, or without a compiler, the reference backend does their work.
+    They are optional: without a compiler the reference backend does their work.
     """
-    prefix = Path(os.environ.get('ONEDNN_ROOT', sys.prefix))
-    if not (prefix / 'include' / 'dnnl.hpp').is_file():
-        print(f'mmclipq: found no oneDNN under {prefix}, building without the CPU operators')
+    if platform.machine() not in ('x86_64', 'AMD64'):
         return []
-    return [
-        Extension(
-            'mmclipq.ops.cpu._cpu',
-            [
-                f'mmclipq/ops/csrc/cpu/{name}.cpp'
-                for name in ('elementwise', 'max_pool', 'peak', 'products', 'program', 'roi_align')
-            ],
-            depends=['mmclipq/ops/csrc/cpu/api.h', 'mmclipq/ops/csrc/common/steps.h'],
+    prefix = Path(os.environ.get('ONEDNN_ROOT', sys.prefix))
+    onednn = {}
+    if (prefix / 'include' / 'dnnl.hpp').is_file():
+        onednn = dict(
             include_dirs=[str(prefix / 'include')],
             library_dirs=[str(prefix / 'lib')],
             runtime_library_dirs=[str(prefix / 'lib')],
             libraries=['dnnl'],
+            define_macros=[('CLIPQ_ONEDNN', '1')],
+        )
+    else:
+        print(f'mmclipq: found no oneDNN under {prefix}, building the CPU operators without it')
+    csrc = ROOT / 'mmclipq' / 'ops' / 'csrc'
+    sources = sorted((csrc / 'cpu').glob('*.cpp'))
+    headers = sorted([*(csrc / 'cpu').glob('*.h'), *(csrc / 'common').glob('*.h')])
+    return [
+        Extension(
+            'mmclipq.ops.cpu._cpu',
+            [os.path.relpath(path, ROOT) for path in sources],
+            depends=[os.path.relpath(path, ROOT) for path in headers],
+            **onednn,
             # Fused multiply-adds would round once where the arithmetic rounds twice.
             extra_compile_args=[
                 *('-O3', '-std=c++17', '-fopenmp', '-ffp-contract=off', '-fvisibility=hidden'),

@@ -20,7 +20,7 @@ from .cuda.library import CudaLibrary
 from .cuda.products import CudaProduct
 from .cuda.program import CudaProgram
 from .cuda.tiles import choices
-from .layer import ACTIVATIONS, Layer
+from .layer import SCALABLE, Layer
 from .program import Slot, memory_format
 
 _SCHEMA = (
@@ -54,7 +54,7 @@ def int8_conv2d(
         weight: int8 codes ``(K, C / groups, R, S)``.
         multiplier, bias: Float32 ``(K,)``.
         stride, padding, dilation, groups: As in :func:`torch.nn.functional.conv2d`.
-        activation: One of :data:`mmclipq.graph.ir.ACTIVATIONS`.
+        activation: One of :data:`mmclipq.ops.layer.SCALABLE`.
         slope: Factor of negative values in ``'leaky_relu'``.
         exponent: Range exponent of the result's codes, rounded half to even and saturated; None for
             float32 values.
@@ -82,8 +82,8 @@ def _check(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, node: ir
         found = (
             f'weight {tuple(weight.shape)} in {node.groups} groups, wanted {x.shape[1]} channels'
         )
-    elif node.activation not in ACTIVATIONS:
-        found = f'activation {node.activation!r}, wanted one of {sorted(ACTIVATIONS)}'
+    elif node.activation not in SCALABLE:
+        found = f'activation {node.activation!r}, wanted one of {sorted(SCALABLE)}'
     for name, values in (('multiplier', multiplier), ('bias', bias)):
         if found is None and (values.dtype, values.shape) != (torch.float32, weight.shape[:1]):
             found = f'{name} of {values.dtype} {tuple(values.shape)}, wanted float32 of K items'
@@ -111,7 +111,7 @@ def _node(
 
 
 def _layer(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, node: ir.Conv) -> Layer:
-    return Layer(node, weight, multiplier, bias, x.dtype == torch.int8)
+    return Layer(node, weight, multiplier, bias, ir.TensorType(0, x.dtype == torch.int8))
 
 
 def _empty_result(x: Tensor, product: Layer) -> Tensor:
@@ -124,7 +124,7 @@ def launch(
 ) -> Tensor:
     """The convolution ``node`` by the compiled operators, on the current stream."""
     _check(x, weight, multiplier, bias, node)
-    product = CudaProduct(node, weight, multiplier, bias, x.dtype == torch.int8)
+    product = CudaProduct(node, weight, multiplier, bias, ir.TensorType(0, x.dtype == torch.int8))
     result = _empty_result(x, product)
     n, c, h, w = x.shape
     src = Slot(x.shape, x.dtype, external=0, stride=product.channels)

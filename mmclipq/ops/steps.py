@@ -43,7 +43,7 @@ class Window(ctypes.Structure):
 class ProductStep(ctypes.Structure):
     """A convolution or linear layer at one shape, on the CPU."""
 
-    _fields_ = fields(compiled=POINTER, src__dst__scratchpad=Place)
+    _fields_ = fields(compiled=POINTER, src__dst__scratchpad__residual=Place, dst_stride=LONG)
 
 
 class CudaProductStep(ctypes.Structure):
@@ -70,6 +70,7 @@ class Sum(ctypes.Structure):
         a__b__dst=Place,
         rows=Rows,
         a_signed__b_signed__dst_signed__activation=INT,
+        a_offset__b_offset__dst_offset=INT,
         a_step__b_step__scale__alpha=FLOAT,
     )
 
@@ -77,13 +78,15 @@ class Sum(ctypes.Structure):
 class Quantize(ctypes.Structure):
     """Codes of float32 values that lie as planes or with channels last."""
 
-    _fields_ = fields(src__dst=Place, rows=Rows, pixels=LONG, planes__dst_signed=INT, scale=FLOAT)
+    _fields_ = fields(
+        src__dst=Place, rows=Rows, pixels=LONG, planes__dst_signed__dst_offset=INT, scale=FLOAT
+    )
 
 
 class Dequantize(ctypes.Structure):
     """Float32 values of codes."""
 
-    _fields_ = fields(src__dst=Place, count=LONG, src_signed=INT, step=FLOAT)
+    _fields_ = fields(src__dst=Place, count=LONG, src_signed__src_offset=INT, step=FLOAT)
 
 
 class Copy(ctypes.Structure):
@@ -125,12 +128,66 @@ class RoIAlign(ctypes.Structure):
         rois__dst=Place,
         level=ctypes.POINTER(Level),
         count__levels__channels__rows__columns__sampling_ratio=LONG,
-        aligned__src_signed__dst_signed=INT,
+        aligned__src_signed__dst_signed__src_offset__dst_offset=INT,
         finest_scale__scale=FLOAT,
     )
 
 
-KINDS = (ProductStep, Sum, Quantize, Dequantize, Copy, MaxPool, Upsample, Flatten, RoIAlign)
+class Lookup(ctypes.Structure):
+    """What a table says of each code, in ``size`` bytes."""
+
+    _fields_ = fields(src__dst=Place, rows=Rows, table=POINTER, size=LONG)
+
+
+class Pairwise(ctypes.Structure):
+    """Sum or product of two tensors whose axes broadcast."""
+
+    _fields_ = fields(
+        a__b__dst=Place,
+        images__rows__columns__channels__stride=LONG,
+        a_strides__b_strides=ctypes.c_int64 * 4,
+        product__a_signed__b_signed__dst_signed__activation=INT,
+        a_offset__b_offset__dst_offset=INT,
+        a_step__b_step__scale__alpha=FLOAT,
+    )
+
+
+class AvgPool(ctypes.Structure):
+    """Average of each window."""
+
+    _anonymous_ = ('maps', 'window')
+    _fields_ = fields(
+        maps=Maps,
+        window=Window,
+        src__dst=Place,
+        stride=LONG,
+        inverse=POINTER,
+        src_signed__dst_signed__src_offset__dst_offset=INT,
+        scale=FLOAT,
+    )
+
+
+class Affine(ctypes.Structure):
+    """One multiplication and one addition for each channel, given or from statistics."""
+
+    _fields_ = fields(
+        src__dst=Place,
+        images__pixels__channels__stride__groups=LONG,
+        multiplier__bias=POINTER,
+        step__eps=ctypes.c_double,
+        statistics__activation=INT,
+        src_signed__dst_signed__src_offset__dst_offset__dst_float=INT,
+        scale__alpha=FLOAT,
+    )
+
+
+GIVEN, OF_GROUPS, OF_PIXELS = range(3)
+"""Where the factors of :class:`Affine` come from."""
+
+KINDS = (
+    ProductStep, Sum, Quantize, Dequantize, Copy, MaxPool, Upsample, Flatten, RoIAlign, Lookup,
+    Pairwise, AvgPool, Affine,
+)  # fmt: skip
 """In the order of ``clipq_dispatch``."""
 
 

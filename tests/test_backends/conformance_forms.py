@@ -60,6 +60,8 @@ class FormConformance(ConformanceBase):
             ((1, 17, 7, 9), (17, 1, 3, 3), dict(groups=17, padding=(1, 1), stride=(2, 2))),
             ((1, 32, 9, 9), (32, 1, 5, 5), dict(groups=32, padding=(2, 2))),
             ((1, 64, 8, 8), (64, 64, 3, 3), dict(padding=(1, 1))),
+            ((2, 37, 15, 30), (33, 37, 3, 3), dict(padding=(1, 1))),
+            ((1, 16, 6, 5), (16, 16, 3, 3), dict(padding=(2, 0))),
         ],
     )
     @pytest.mark.parametrize('offset', [8, 64])

@@ -17,6 +17,9 @@ from mmclipq.graph import ir
 
 
 class ProductConformance(ConformanceBase):
+    def weights(self, shape, seed):
+        return random_codes(shape, True, seed)
+
     def product(
         self,
         shape,
@@ -32,7 +35,7 @@ class ProductConformance(ConformanceBase):
     ):
         x_kind, out = kind_of(x_kind), ir.FLOAT if out is None else kind_of(out)
         x = random_codes(shape, x_kind.signed, seed)
-        w = random_codes(weight_shape, True, seed + 1)
+        w = self.weights(weight_shape, seed + 1)
         codes = {'x': (x_kind, x)}
         if len(weight_shape) == 4:
             options = dict(stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1) | geometry
@@ -157,6 +160,22 @@ class ProductConformance(ConformanceBase):
         node = ir.Conv('y', out, 'x', 'w', 'e', 'm', 'b', padding=(1, 1))
         constants = self.constants(w, m, np.float32([0, 3]))
         self.check(node, constants, {'x': (kind, x)}, expected_codes(v, out))
+
+    @pytest.mark.parametrize('channels', [114, 115])
+    @pytest.mark.parametrize('x_kind', [S8, U8], ids=['s8', 'u8'])
+    def test_extremes_of_3x3_kernels(self, channels, x_kind):
+        """Sums up to 2**25 and beyond, where a kernel may count in fewer bits than 32."""
+        kind, out = kind_of(x_kind), ir.TensorType(7)
+        low, high = limits(kind.signed)
+        rng = np.random.default_rng(channels)
+        x = rng.choice([low, high], (2, channels, 6, 7))
+        w = rng.choice([-128, 127], (32, channels, 3, 3))
+        x[0], w[:2] = high if x_kind == U8 else low, -128
+        acc = expected_conv_sum(x, w, (1, 1), (1, 1), (1, 1), 1)
+        m, b = spread(acc, out, 1)
+        v = expected_epilogue(acc, m, b, 'identity', 0.0)
+        node = ir.Conv('y', out, 'x', 'w', 'e', 'm', 'b', padding=(1, 1))
+        self.check(node, self.constants(w, m, b), {'x': (kind, x)}, expected_codes(v, out))
 
     @pytest.mark.parametrize('axes', [2, 4])
     @pytest.mark.parametrize(('depth', 'unit'), [(1026, 2), (65536, 128)])

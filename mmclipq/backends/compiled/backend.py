@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from ...graph import ir
-from ...ops.layer import ACTIVATIONS, Layer
+from ...ops.layer import Layer
 from ...ops.program import Program, Slot, memory_format
 from ..reference import ReferenceBackend
-from .planner import COMPILED, Unplannable
+from .planner import COMPILED
+from .shapes import Unplannable
 
 Observe = Callable[[ir.Node, Any], None]
 Watch = Callable[[ir.Node, Tensor], None]
@@ -118,10 +119,8 @@ class CompiledBackend(ReferenceBackend):
 
     def has_step(self, node: ir.Node) -> bool:
         """Whether a program of this device can run ``node``; else it runs in Python."""
-        types = [node.type, *(self.types[name] for name in node.inputs)]
-        plain = getattr(node, 'activation', 'identity') in ACTIVATIONS
-        plain &= not getattr(node, 'covering', False)
-        return isinstance(node, COMPILED) and plain and not any(kind.offset for kind in types)
+        moves_values = isinstance(node, ir.Slice) and not node.type.is_codes
+        return isinstance(node, COMPILED) and not moves_values
 
     @abstractmethod
     def _planned_for(
@@ -144,7 +143,7 @@ class CompiledBackend(ReferenceBackend):
     ) -> tuple[Any, ...]:
         """What every planner wants to know of the part."""
         inputs = dict(zip(part.inputs, shapes, strict=True))
-        whole = self.types, self._products, self._kept_flat
+        whole = self.types, self.constants, self._products, self._kept_flat
         return part.nodes, part.outputs, *whole, inputs, planes
 
     @abstractmethod
@@ -173,7 +172,7 @@ class CompiledBackend(ReferenceBackend):
             weight = weight.unflatten(1, (-1, *size)).permute(0, 2, 3, 1).flatten(1)
         residual = None if node.residual is None else self.types[node.residual]
         multiplier, bias = self.constants[node.multiplier], self.constants[node.bias]
-        return self.layer(node, weight, multiplier, bias, self.types[node.x].signed, residual)
+        return self.layer(node, weight, multiplier, bias, self.types[node.x], residual)
 
     def _find_parts(self) -> list[Part]:
         kept = {ref.name for ref in ir.iter_refs(self.graph.outputs)}

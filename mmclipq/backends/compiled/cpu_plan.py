@@ -14,12 +14,14 @@ from .planner import Planner
 
 
 class CpuPlanner(Planner):
-    """Products through oneDNN, which adds a residual that already lies where the result will.
+    """Products through oneDNN or kernels of our own.
 
     Args:
         freed: Whether all of the plan's memory must be freed with it, see :meth:`Product.compile`.
         *args, **kwargs: Those of :class:`Planner`.
     """
+
+    to_any_channels = (*Planner.to_any_channels, ir.Conv)
 
     def __init__(self, *args: Any, freed: bool = False, **kwargs: Any) -> None:
         self._freed = freed
@@ -28,12 +30,21 @@ class CpuPlanner(Planner):
     def _new_program(self, externals: int) -> Program:
         return CpuProgram(externals)
 
+    def _fits(self, node: ir.Node, whole: ir.Concat, channel: int) -> bool:
+        return not isinstance(node, ir.Product) or self._products[node.name].direct
+
     def _plan_product(self, node: ir.Product) -> None:
         compiled = self._products[node.name].compile(self.shapes[node.x], self._freed)
-        if node.residual is not None:
+        step = steps.ProductStep(
+            compiled=compiled.handle, scratchpad=steps.Place(-1, 0), residual=steps.Place(-1, 0)
+        )
+        slots = {'src': self.slots[node.x]}
+        if node.residual is not None and compiled.holds_residual:
             self._hold_residual(node)
-        slots = {'src': self.slots[node.x], 'dst': self._result(node)}
-        step = steps.ProductStep(compiled=compiled.handle, scratchpad=steps.Place(-1, 0))
+        elif node.residual is not None:
+            slots['residual'] = self.slots[node.residual]
+        slots['dst'] = self._result(node)
+        step.dst_stride = slots['dst'].stride
         if compiled.scratchpad:
             slots['scratchpad'] = Slot((compiled.scratchpad,), torch.uint8)
         self.program.add(step, slots, compiled)
@@ -41,9 +52,6 @@ class CpuPlanner(Planner):
     def _hold_residual(self, node: ir.Product) -> None:
         """Let the result's memory hold what the layer adds to."""
         residual = self.slots[node.residual]
-        if not node.type.is_codes:
-            self._dequantize(node.residual, self._result(node))
-            return
         # Everything that lies there must have been read, this node's other input included.
         names = [name for name, slot in self.slots.items() if slot.owner is residual.owner]
         now = self._nodes.index(node)

@@ -9,31 +9,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from ... import fixed_point as fp
 from ...graph import ir
 from ...ops import steps
-from ...ops.layer import ACTIVATIONS
+from ...ops.activations import activate
+from ...ops.arithmetic import pool_counts, result
+from ...ops.layer import ACTIVATIONS, parameter
 from ...ops.program import Program, Slot
+from .shapes import Shapes, kind_of
 
 COMPILED = (
     ir.Quantize, ir.Dequantize, ir.Requantize, ir.Conv, ir.Linear, ir.Add, ir.Concat, ir.MaxPool,
-    ir.Upsample, ir.Flatten, ir.RoIAlign,
+    ir.Upsample, ir.Slice, ir.Flatten, ir.RoIAlign, ir.Activate, ir.Mul, ir.AvgPool, ir.Affine,
+    ir.GroupNorm, ir.LayerNorm,
 )  # fmt: skip
 """Nodes that a program can execute."""
-
-
-class Unplannable(Exception):
-    """A node that no step does at these shapes.
-
-    Attributes:
-        node: The node.
-    """
-
-    def __init__(self, node: ir.Node) -> None:
-        super().__init__(node.name)
-        self.node = node
 
 
 def step_of(kind: ir.TensorType) -> float:
@@ -41,13 +32,14 @@ def step_of(kind: ir.TensorType) -> float:
     return math.ldexp(1.0, kind.step_exponent)
 
 
-class Planner(ABC):
+class Planner(Shapes, ABC):
     """Plans a part of a graph. Devices differ in their products and in how tensors lie.
 
     Args:
         nodes: The part in execution order.
         outputs: Names of its results that are read outside.
         types: Type of every tensor of the graph.
+        constants: Those of the graph.
         products: The layers by name.
         kept_flat: Flattened tensors whose readers expect channels last.
         inputs: Shape of each tensor read from outside, in the order of the buffers.
@@ -56,7 +48,8 @@ class Planner(ABC):
 
     #: Results of these are written into the channels of a concatenation by themselves.
     to_any_channels: tuple[type[ir.Node], ...] = (
-        ir.Quantize, ir.Requantize, ir.Add, ir.MaxPool, ir.Upsample,
+        ir.Quantize, ir.Requantize, ir.Add, ir.MaxPool, ir.Upsample, ir.Slice, ir.Activate,
+        ir.Mul, ir.AvgPool, ir.Affine, ir.GroupNorm, ir.LayerNorm,
     )  # fmt: skip
 
     def __init__(
@@ -64,16 +57,16 @@ class Planner(ABC):
         nodes: Sequence[ir.Node],
         outputs: Sequence[str],
         types: Mapping[str, ir.TensorType],
+        constants: Mapping[str, torch.Tensor],
         products: Mapping[str, Any],
         kept_flat: frozenset[str],
         inputs: Mapping[str, Sequence[int]],
         planes: frozenset[str],
     ) -> None:
         self._nodes, self._types, self._products = nodes, types, products
+        self._constants = constants
         self._kept_flat, self._planes = kept_flat, planes
-        self.shapes: dict[str, tuple[int, ...]] = dict(inputs)
-        for node in nodes:
-            self.shapes[node.name] = tuple(getattr(self, f'_{_kind(node)}_shape')(node))
+        super().__init__(nodes, products, inputs)
         self.program = self._new_program(len(inputs) + len(outputs))
         self._external = {name: index for index, name in enumerate((*inputs, *outputs))}
         self.slots: dict[str, Slot] = {
@@ -98,7 +91,7 @@ class Planner(ABC):
         spans = {}
         for node in self._nodes:
             start = len(self.program)
-            getattr(self, f'_plan_{_kind(node)}')(node)
+            getattr(self, f'_plan_{kind_of(node)}')(node)
             spans[node.name] = start, len(self.program)
         self.program.finish()
         return spans
@@ -148,51 +141,6 @@ class Planner(ABC):
     def _new_slot(self, name: str) -> Slot:
         return Slot(self.shapes[name], self.dtype(name), self._external.get(name))
 
-    # Shapes.
-
-    def _same_shape(self, node: ir.Node) -> Sequence[int]:
-        return self.shapes[node.x]
-
-    _quantize_shape = _dequantize_shape = _requantize_shape = _same_shape
-
-    def _product_shape(self, node: ir.Product) -> Sequence[int]:
-        return self._products[node.name].result_shape(self.shapes[node.x])
-
-    _conv_shape = _linear_shape = _product_shape
-
-    def _add_shape(self, node: ir.Add) -> Sequence[int]:
-        if self.shapes[node.x] != self.shapes[node.other]:
-            raise Unplannable(node)
-        return self.shapes[node.x]
-
-    def _concat_shape(self, node: ir.Concat) -> Sequence[int]:
-        shapes = [self.shapes[name] for name in node.tensors]
-        if len(shapes[0]) not in (2, 4):
-            raise Unplannable(node)
-        return (shapes[0][0], sum(shape[1] for shape in shapes), *shapes[0][2:])
-
-    def _maxpool_shape(self, node: ir.MaxPool) -> Sequence[int]:
-        images, channels, *sides = self.shapes[node.x]
-        # PyTorch's own rules give the size; a tensor without memory makes that free.
-        pooled = F.max_pool2d(
-            torch.empty(1, 1, *sides, device='meta'), node.kernel, node.stride, node.padding,
-            node.dilation, node.ceil_mode,
-        )  # fmt: skip
-        return (images, channels, *pooled.shape[2:])
-
-    def _upsample_shape(self, node: ir.Upsample) -> Sequence[int]:
-        return (*self.shapes[node.x][:2], *(len(rows) for rows in self._sources(node)))
-
-    def _flatten_shape(self, node: ir.Flatten) -> Sequence[int]:
-        shape = self.shapes[node.x]
-        return (shape[0], math.prod(shape[1:]))
-
-    def _roialign_shape(self, node: ir.RoIAlign) -> Sequence[int]:
-        channels = self.shapes[node.levels[0]][1]
-        return (self.shapes[node.rois][0], channels, *node.output_size)
-
-    # Steps.
-
     def _plan_quantize(self, node: ir.Quantize) -> None:
         dst, shape = self._result(node), self.shapes[node.x]
         step = steps.Quantize(
@@ -200,6 +148,7 @@ class Planner(ABC):
             pixels=math.prod(shape[2:]),
             planes=node.x in self._planes,
             dst_signed=node.type.signed,
+            dst_offset=node.type.offset,
             scale=1 / step_of(node.type),
         )
         self.program.add(step, {'src': self.slots[node.x], 'dst': dst})
@@ -209,13 +158,19 @@ class Planner(ABC):
 
     def _dequantize(self, name: str, dst: Slot) -> None:
         kind = self._types[name]
-        step = steps.Dequantize(count=dst.shape.numel(), src_signed=kind.signed, step=step_of(kind))
+        step = steps.Dequantize(
+            count=dst.shape.numel(), src_signed=kind.signed, src_offset=kind.offset,
+            step=step_of(kind),
+        )  # fmt: skip
         self.program.add(step, {'src': self.slots[name], 'dst': dst})
 
     def _plan_requantize(self, node: ir.Requantize) -> None:
         self._sum(node, {'a': node.x})
 
     def _plan_add(self, node: ir.Add) -> None:
+        if self.shapes[node.x] != self.shapes[node.other]:
+            self._pairwise(node, product=False)
+            return
         self._sum(node, {'a': node.x, 'b': node.other}, node.activation, node.slope)
 
     def _sum(
@@ -226,15 +181,90 @@ class Planner(ABC):
             b=steps.Place(-1, 0),
             rows=dst.rows,
             dst_signed=node.type.signed,
+            dst_offset=node.type.offset,
             activation=ACTIVATIONS[activation],
             scale=1 / step_of(node.type),
-            alpha={'relu6': 6.0, 'leaky_relu': slope}.get(activation, 0.0),
+            alpha=parameter(activation, slope),
         )
+        self._add_terms(step, terms, dst)
+
+    def _add_terms(self, step: ctypes.Structure, terms: dict[str, str], dst: Slot) -> None:
+        """Append ``step`` with what its fields say of the tensors that it combines."""
         for field, name in terms.items():
             setattr(step, f'{field}_signed', self._types[name].signed)
+            setattr(step, f'{field}_offset', self._types[name].offset)
             setattr(step, f'{field}_step', step_of(self._types[name]))
         slots = {field: self.slots[name] for field, name in terms.items()}
         self.program.add(step, {**slots, 'dst': dst})
+
+    def _plan_mul(self, node: ir.Mul) -> None:
+        self._pairwise(node, product=True)
+
+    def _pairwise(self, node: ir.Add | ir.Mul, product: bool) -> None:
+        dst = self._result(node)
+        whole = _as_image(dst.shape)
+        step = steps.Pairwise(
+            images=whole[0], channels=whole[1], rows=whole[2], columns=whole[3], stride=dst.stride,
+            a_strides=_broadcast_strides(_as_image(self.shapes[node.x]), whole),
+            b_strides=_broadcast_strides(_as_image(self.shapes[node.other]), whole),
+            product=product, dst_signed=node.type.signed, dst_offset=node.type.offset,
+            activation=ACTIVATIONS[node.activation], scale=1 / step_of(node.type),
+            alpha=parameter(node.activation, node.slope),
+        )  # fmt: skip
+        self._add_terms(step, {'a': node.x, 'b': node.other}, dst)
+
+    def _plan_activate(self, node: ir.Activate) -> None:
+        dst, kind = self._result(node), self._types[node.x]
+        codes = torch.arange(256).to(torch.uint8)  # as bytes
+        values = codes.view(fp.code_dtype(kind.signed)).float().sub_(kind.offset)
+        table = activate(values.mul_(step_of(kind)), node.activation, node.slope)
+        table = result(table, node.type).contiguous()
+        step = steps.Lookup(rows=dst.rows, table=table.data_ptr(), size=table.itemsize)
+        self.program.add(step, {'src': self.slots[node.x], 'dst': dst}, table)
+
+    def _plan_avgpool(self, node: ir.AvgPool) -> None:
+        (images, channels, height, width), dst = self.shapes[node.x], self._result(node)
+        kind = self._types[node.x]
+        heights, widths = pool_counts(node, height, width)
+        inverse = (1.0 / (heights[:, None] * widths)).float().contiguous()
+        whole = node.kernel is None
+        step = steps.AvgPool(
+            images=images, height=height, width=width, channels=channels, rows=dst.shape[2],
+            columns=dst.shape[3], stride=dst.stride, kernel=node.kernel or (height, width),
+            step=(1, 1) if whole else node.stride, padding=(0, 0) if whole else node.padding,
+            inverse=inverse.data_ptr(), src_signed=kind.signed, dst_signed=node.type.signed,
+            src_offset=kind.offset, dst_offset=node.type.offset,
+            scale=step_of(kind) / step_of(node.type),
+        )  # fmt: skip
+        self.program.add(step, {'src': self.slots[node.x], 'dst': dst}, inverse)
+
+    def _plan_affine(self, node: ir.Affine) -> None:
+        self._affine(node, node.multiplier, steps.GIVEN)
+
+    def _plan_groupnorm(self, node: ir.GroupNorm) -> None:
+        self._affine(node, node.weight, steps.OF_GROUPS, groups=node.groups, eps=node.eps)
+
+    def _plan_layernorm(self, node: ir.LayerNorm) -> None:
+        self._affine(node, node.weight, steps.OF_PIXELS, eps=node.eps)
+
+    def _affine(
+        self, node: ir.Affine | ir.Normalize, multiplier: str, statistics: int, **fields: Any
+    ) -> None:
+        dst, kind, shape = self._result(node), self._types[node.x], self.shapes[node.x]
+        # Images matter to the statistics of groups alone.
+        images = shape[0] if statistics == steps.OF_GROUPS else 1
+        constants = self._constants[multiplier], self._constants[node.bias]
+        step = steps.Affine(
+            images=images, pixels=dst.rows.rows // images, channels=dst.channels,
+            stride=dst.stride, multiplier=constants[0].data_ptr(), bias=constants[1].data_ptr(),
+            step=step_of(kind), statistics=statistics, activation=ACTIVATIONS[node.activation],
+            src_signed=kind.signed, src_offset=kind.offset, dst_float=not node.type.is_codes,
+            alpha=parameter(node.activation, node.slope), **fields,
+        )  # fmt: skip
+        if node.type.is_codes:
+            step.dst_signed, step.dst_offset = node.type.signed, node.type.offset
+            step.scale = 1 / step_of(node.type)
+        self.program.add(step, {'src': self.slots[node.x], 'dst': dst}, constants)
 
     @abstractmethod
     def _plan_product(self, node: ir.Product) -> None:
@@ -266,24 +296,11 @@ class Planner(ABC):
         )  # fmt: skip
         self.program.add(step, {'src': self.slots[node.x], 'dst': dst})
 
-    def _sources(self, node: ir.Upsample) -> list[torch.Tensor]:
-        """Number of the source of each row and of each column of the result, int64."""
-        sources = []
-        for axis, size in enumerate(self.shapes[node.x][2:]):
-            # PyTorch's own rules, along one axis; float32 holds these numbers exactly.
-            line = torch.arange(size, dtype=torch.float32).view(1, 1, -1, 1)
-            if node.like is None:
-                line = F.interpolate(line, scale_factor=(node.scale[axis], 1.0), mode='nearest')
-            else:
-                line = F.interpolate(line, (self.shapes[node.like][2 + axis], 1), mode='nearest')
-            sources.append(line.flatten().long())
-        return sources
-
-    def _indices(self, node: ir.Upsample) -> list[torch.Tensor]:
+    def _indices(self, node: ir.Upsample | ir.Slice) -> list[torch.Tensor]:
         """:meth:`_sources` where the device reads them."""
         return self._sources(node)
 
-    def _plan_upsample(self, node: ir.Upsample) -> None:
+    def _plan_upsample(self, node: ir.Upsample | ir.Slice) -> None:
         (images, channels, height, width), dst = self.shapes[node.x], self._result(node)
         rows, columns = self._indices(node)
         step = steps.Upsample(
@@ -292,6 +309,8 @@ class Planner(ABC):
             column_of=columns.data_ptr(),
         )  # fmt: skip
         self.program.add(step, {'src': self.slots[node.x], 'dst': dst}, (rows, columns))
+
+    _plan_slice = _plan_upsample
 
     def _plan_flatten(self, node: ir.Flatten) -> None:
         x, shape = self.slots[node.x], self.shapes[node.x]
@@ -318,12 +337,21 @@ class Planner(ABC):
             level=ctypes.cast(levels, ctypes.POINTER(steps.Level)), count=dst.shape[0],
             levels=len(levels), channels=dst.channels, rows=node.output_size[0],
             columns=node.output_size[1], sampling_ratio=node.sampling_ratio, aligned=node.aligned,
-            src_signed=kind.signed, dst_signed=node.type.signed, finest_scale=node.finest_scale,
+            src_signed=kind.signed, dst_signed=node.type.signed, src_offset=kind.offset,
+            dst_offset=node.type.offset, finest_scale=node.finest_scale,
             scale=math.ldexp(1.0, kind.step_exponent - node.type.step_exponent),
         )  # fmt: skip
         slots += [(step.rois, self.slots[node.rois]), (step.dst, dst)]
         self.program.add(step, slots, levels)
 
 
-def _kind(node: ir.Node) -> str:
-    return type(node).__name__.lower()
+def _as_image(shape: Sequence[int]) -> tuple[int, ...]:
+    """``shape`` with four axes, channels second."""
+    return tuple(shape) if len(shape) == 4 else (1, shape[-1], 1, math.prod(shape[:-1]))
+
+
+def _broadcast_strides(shape: Sequence[int], whole: Sequence[int]) -> tuple[int, int, int, int]:
+    """Items from one image, row, column and channel of ``whole`` to the next in ``shape``."""
+    _, channels, height, width = shape
+    strides = {0: height * width * channels, 2: width * channels, 3: channels, 1: 1}
+    return tuple(s if shape[axis] == whole[axis] else 0 for axis, s in strides.items())

@@ -32,8 +32,8 @@ def _load() -> ctypes.CDLL | str:
         _declare(library)
     except (OSError, AttributeError) as error:  # AttributeError: built from other sources
         return f'it does not load ({error}); run: {BUILD_COMMAND}'
-    if not library.clipq_exact_products():
-        return 'this processor has no VNNI, without which oneDNN rounds int8 weights'
+    if not library.clipq_has_products():
+        return 'this processor has no AVX2'
     return library
 
 
@@ -45,8 +45,9 @@ def _declare(library: ctypes.CDLL) -> None:
     library.clipq_product_destroy.argtypes = [pointer]
     library.clipq_product_compile.restype = pointer
     library.clipq_product_compile.argtypes = [
-        *[pointer] * 3, size, ctypes.c_int32, pointer, text, size
+        *[pointer] * 3, size, pointer, ctypes.c_int32, pointer, pointer, text, size
     ]  # fmt: skip
+    library.clipq_product_is_direct.argtypes = [pointer]
     library.clipq_compiled_destroy.argtypes = [pointer]
     library.clipq_run.argtypes = [pointer, size, pointer, text, size]
     library.clipq_peak.restype, library.clipq_peak.argtypes = size, [size]

@@ -1,4 +1,4 @@
-"""Int8 convolutions and linear layers in C++ through oneDNN, bit for bit those of the reference."""
+"""Int8 convolutions and linear layers in C++, bit for bit those of the reference."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from ...errors import ClipQError
 from ...graph import ir
 from ..layer import TYPES, Layer
 from ..program import ERROR_SIZE
-from ..steps import FLOAT, INT, LONG, Window, fields
+from ..steps import FLOAT, INT, LONG, PAIR, Window, fields
 from .library import library
 
 
 class _Spec(ctypes.Structure):
-    """``ClipqProduct`` of ``csrc/cpu/products.cpp``."""
+    """``ClipqProduct`` of ``csrc/cpu/product.h``."""
 
     _fields_ = fields(
         window=Window,
         channels__outputs__groups=LONG,
-        linear__src_type__dst_type__activation=INT,
-        alpha=FLOAT,
-        has_sum__sum_type=INT,
-        sum_scale=FLOAT,
-        sum_last=INT,
+        linear__src_type__dst_type__src_offset__dst_offset__activation=INT,
+        alpha__scale=FLOAT,
+        residual_order__residual_type__residual_offset=INT,
+        residual_scale=FLOAT,
     )
 
 
@@ -39,10 +38,11 @@ class CompiledProduct:
     Attributes:
         handle: What its step points to.
         scratchpad: Bytes of memory that each run needs for itself.
+        holds_residual: Whether the residual must lie where the result will; else the step reads it.
     """
 
-    def __init__(self, handle: int, scratchpad: int) -> None:
-        self.handle, self.scratchpad = handle, scratchpad
+    def __init__(self, handle: int, scratchpad: int, holds_residual: bool) -> None:
+        self.handle, self.scratchpad, self.holds_residual = handle, scratchpad, holds_residual
         weakref.finalize(self, library().clipq_compiled_destroy, handle)
 
 
@@ -50,6 +50,9 @@ class Product(Layer):
     """One convolution or linear layer with its weights packed for this processor.
 
     Several threads may use one object.
+
+    Attributes:
+        direct: Whether kernels of our own run it, which write into the channels of larger tensors.
 
     Args:
         *args: Those of :class:`Layer`.
@@ -67,17 +70,19 @@ class Product(Layer):
             outputs=self.outputs,
             groups=self.groups,
             linear=isinstance(node, ir.Linear),
-            src_type=TYPES[fp.code_dtype(self.x_signed)],
+            src_type=TYPES[fp.code_dtype(self.x_type.signed)],
+            src_offset=self.x_type.offset,
             dst_type=TYPES[self.dtype],
+            dst_offset=node.type.offset,
             activation=self.activation,
             alpha=self.alpha,
+            scale=self.scale,
+            residual_scale=self.residual_scale,
         )
         if self.residual_type is not None:
-            spec.has_sum, spec.sum_last = True, node.residual_last
-            spec.sum_type = TYPES[fp.code_dtype(self.residual_type.signed)]
-            spec.sum_scale = self.residual_scale
-            if not node.type.is_codes:  # the buffer then holds values instead of codes
-                spec.sum_type, spec.sum_scale = TYPES[torch.float32], 1.0
+            spec.residual_order = 2 if node.residual_last else 1
+            spec.residual_type = TYPES[fp.code_dtype(self.residual_type.signed)]
+            spec.residual_offset = self.residual_type.offset
         self._weight = weight.contiguous()  # stays, because shapes are packed from it later
         error = ctypes.create_string_buffer(ERROR_SIZE)
         handle = self._library.clipq_product_create(
@@ -89,6 +94,7 @@ class Product(Layer):
         if not handle:
             raise ClipQError(f'{node.name}: {error.value.decode()}')
         self._handle = handle
+        self.direct = bool(self._library.clipq_product_is_direct(handle))
         weakref.finalize(self, self._library.clipq_product_destroy, handle)
 
     def compile(self, shape: Sequence[int], freed: bool = False) -> CompiledProduct:
@@ -102,18 +108,20 @@ class Product(Layer):
         Raises:
             ClipQError: if oneDNN refuses the layer.
         """
-        result = self.result_shape(shape)
-        if isinstance(self.node, ir.Linear):
+        result, before = self.result_shape(shape), (0, 0)
+        if isinstance(self.node, ir.Conv):
+            before = [side for side, _ in self.node.pads(shape[2:], self.kernel)]
+        else:
             rows = torch.Size(shape[:-1]).numel()
             shape, result = (rows, shape[-1]), (rows, self.outputs)
         axes = len(shape)
         kind = ctypes.c_int64 * axes
-        scratchpad = ctypes.c_int64()
+        scratchpad, holds_residual = ctypes.c_int64(), ctypes.c_int32()
         error = ctypes.create_string_buffer(ERROR_SIZE)
         handle = self._library.clipq_product_compile(
-            self._handle, kind(*shape), kind(*result), axes, freed, ctypes.byref(scratchpad),
-            error, ERROR_SIZE,
+            self._handle, kind(*shape), kind(*result), axes, PAIR(*before), freed,
+            ctypes.byref(scratchpad), ctypes.byref(holds_residual), error, ERROR_SIZE,
         )  # fmt: skip
         if not handle:
             raise ClipQError(f'{self.node.name}: {error.value.decode()}')
-        return CompiledProduct(handle, scratchpad.value)
+        return CompiledProduct(handle, scratchpad.value, bool(holds_residual))

@@ -67,7 +67,7 @@ class CudaProduct(Layer):
             weight=self._weight.data_ptr(), multiplier=self.multiplier.data_ptr(),
             bias=self.bias.data_ptr(), window=self.window, images=images, height=height,
             width=width, channels=self.channels, rows=rows, columns=columns, outputs=self.outputs,
-            depth=self.depth, groups=self.groups, src_signed=self.x_signed,
+            depth=self.depth, groups=self.groups, src_signed=self.x_type.signed,
             dst_kind=TYPES[self.dtype], activation=self.activation, tile=0, splits=1,
             alpha=self.alpha, residual_scale=self.residual_scale,
         )  # fmt: skip

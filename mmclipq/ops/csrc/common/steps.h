@@ -43,15 +43,20 @@ struct ClipqWindow {
 };
 
 enum ClipqType : int32_t { kInt8 = 0, kUint8 = 1, kFloat = 2 };
-enum ClipqActivation : int32_t { kIdentity = 0, kReLU = 1, kClip = 2 };
+enum ClipqActivation : int32_t {
+  kIdentity, kReLU, kClip, kSilu, kSigmoid, kTanh, kHardswish, kHardsigmoid, kGelu, kGeluTanh, kElu,
+  kMish, kExp
+};
 
-// v = a * a_step + b * b_step; activation; codes of v * scale. Without b, v = a * a_step.
+// v = (a - a_offset) * a_step + (b - b_offset) * b_step; activation; codes of v * scale. Without b,
+// v is the first term.
 struct ClipqSum {
   ClipqPlace a, b, dst;
   ClipqRows rows;
   int32_t a_signed, b_signed, dst_signed, activation;
+  int32_t a_offset, b_offset, dst_offset;
   float a_step, b_step, scale;
-  float alpha;  // slope of ReLU's negative side, or upper bound of the clip
+  float alpha;  // slope of ReLU's negative side, upper bound of the clip, or ELU's alpha
 };
 
 // Codes of float32 values, which lie as planes (images, channels, pixels) or with channels last.
@@ -59,14 +64,14 @@ struct ClipqQuantize {
   ClipqPlace src, dst;
   ClipqRows rows;
   int64_t pixels;  // of an image
-  int32_t planes, dst_signed;
+  int32_t planes, dst_signed, dst_offset;
   float scale;
 };
 
 struct ClipqDequantize {
   ClipqPlace src, dst;
   int64_t count;
-  int32_t src_signed;
+  int32_t src_signed, src_offset;
   float step;
 };
 
@@ -105,9 +110,53 @@ struct ClipqRoIAlign {
   const ClipqLevel *level;
   int64_t count, levels, channels, rows, columns;
   int64_t sampling_ratio;
-  int32_t aligned, src_signed, dst_signed;
+  int32_t aligned, src_signed, dst_signed, src_offset, dst_offset;
   float finest_scale;
   float scale;  // step of the input codes over that of the result's
+};
+
+// What each of the 256 codes becomes: `size` bytes of the table for each, codes or float32 values.
+struct ClipqLookup {
+  ClipqPlace src, dst;
+  ClipqRows rows;
+  const void *table;
+  int64_t size;
+};
+
+// Sum or product of two tensors of codes whose axes broadcast: strides, in items, from one image,
+// row and column to the next, and whether the channels differ.
+struct ClipqPairwise {
+  ClipqPlace a, b, dst;
+  int64_t images, rows, columns, channels, stride;
+  int64_t a_strides[4], b_strides[4];
+  int32_t product;
+  int32_t a_signed, b_signed, dst_signed, activation;
+  int32_t a_offset, b_offset, dst_offset;
+  float a_step, b_step, scale, alpha;
+};
+
+// v = float32(sum of a window of x - src_offset) * inverse[row, column]; codes of v * scale.
+struct ClipqAvgPool : ClipqMaps, ClipqWindow {
+  ClipqPlace src, dst;
+  int64_t stride;
+  const float *inverse;
+  int32_t src_signed, dst_signed, src_offset, dst_offset;
+  float scale;
+};
+
+enum ClipqStatistics : int32_t { kGiven = 0, kOfGroups = 1, kOfPixels = 2 };
+
+// v = float32(x - src_offset) * m[c] + b[c]; activation; codes of v * scale, or v itself. m and b are
+// `multiplier` and `bias`, or what normalization makes of them as weight and bias (ir.Normalize).
+// Pixels lie one after the other, images of `pixels` each.
+struct ClipqAffine {
+  ClipqPlace src, dst;
+  int64_t images, pixels, channels, stride, groups;
+  const float *multiplier, *bias;
+  double step, eps;
+  int32_t statistics, activation;
+  int32_t src_signed, dst_signed, src_offset, dst_offset, dst_float;
+  float scale, alpha;
 };
 
 struct ClipqStep {
@@ -130,5 +179,9 @@ void clipq_dispatch(const ClipqStep &step, Run run) {
     case 6: return run(*static_cast<const ClipqUpsample *>(step.step));
     case 7: return run(*static_cast<const ClipqFlatten *>(step.step));
     case 8: return run(*static_cast<const ClipqRoIAlign *>(step.step));
+    case 9: return run(*static_cast<const ClipqLookup *>(step.step));
+    case 10: return run(*static_cast<const ClipqPairwise *>(step.step));
+    case 11: return run(*static_cast<const ClipqAvgPool *>(step.step));
+    case 12: return run(*static_cast<const ClipqAffine *>(step.step));
   }
 }

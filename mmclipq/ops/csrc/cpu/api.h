@@ -16,3 +16,7 @@ void clipq_step(const ClipqMaxPool &, const ClipqBuffers &);
 void clipq_step(const ClipqUpsample &, const ClipqBuffers &);
 void clipq_step(const ClipqFlatten &, const ClipqBuffers &);
 void clipq_step(const ClipqRoIAlign &, const ClipqBuffers &);
+void clipq_step(const ClipqLookup &, const ClipqBuffers &);
+void clipq_step(const ClipqPairwise &, const ClipqBuffers &);
+void clipq_step(const ClipqAvgPool &, const ClipqBuffers &);
+void clipq_step(const ClipqAffine &, const ClipqBuffers &);

@@ -6,7 +6,9 @@
 
 #include <cstdint>
 
+#ifdef CLIPQ_ONEDNN
 #include <dnnl.hpp>
+#endif
 
 #include "api.h"
 
@@ -16,6 +18,7 @@ namespace {
 constexpr int64_t kTileOperations = 4LL * 16 * 16 * 64 * 2;
 constexpr int64_t kWideOperations = 12LL * 64 * 2;
 constexpr int64_t kNarrowOperations = 12LL * 32 * 2;
+constexpr int64_t kPairOperations = 12LL * 16 * 2;
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start = 0, reserved[14] = {};
@@ -65,15 +68,32 @@ __attribute__((target("avx2,avxvnni"))) void run_narrow(int64_t rounds) {
   }
 }
 
+// Without VNNI, pairs of 16-bit numbers.
+__attribute__((target("avx2"))) void run_pairs(int64_t rounds) {
+  __m256i sums[12] = {}, x = {};
+  for (int64_t i = 0; i < rounds; ++i) {
+#define CLIPQ_STEP(n)                                       \
+  {                                                         \
+    __m256i product;                                        \
+    asm volatile("vpmaddwd %2, %2, %1\n\tvpaddd %1, %0, %0" \
+                 : "+x"(sums[n]), "=&x"(product)            \
+                 : "x"(x));                                 \
+  }
+    CLIPQ_TWELVE(CLIPQ_STEP)
+#undef CLIPQ_STEP
+  }
+}
+
 using Run = void (*)(int64_t);
 
 }  // namespace
 
-// Runs so many rounds on each thread with the instructions that oneDNN uses here; returns the
+// Runs so many rounds on each thread with the instructions that layers use here; returns the
 // operations done, in all. The function's time tells the speed.
 CLIPQ_API int64_t clipq_peak(int64_t rounds) {
-  Run run = run_wide;
-  int64_t operations = kWideOperations;
+  Run run = run_pairs;
+  int64_t operations = kPairOperations;
+#ifdef CLIPQ_ONEDNN
   switch (dnnl::get_effective_cpu_isa()) {
     case dnnl::cpu_isa::avx512_core_amx:
     case dnnl::cpu_isa::avx512_core_amx_fp16:
@@ -82,6 +102,12 @@ CLIPQ_API int64_t clipq_peak(int64_t rounds) {
       run = run_tiles;
       operations = kTileOperations;
       break;
+    case dnnl::cpu_isa::avx512_core_vnni:
+    case dnnl::cpu_isa::avx512_core_bf16:
+    case dnnl::cpu_isa::avx512_core_fp16:
+      run = run_wide;
+      operations = kWideOperations;
+      break;
     case dnnl::cpu_isa::avx2_vnni:
     case dnnl::cpu_isa::avx2_vnni_2:
       run = run_narrow;
@@ -89,6 +115,7 @@ CLIPQ_API int64_t clipq_peak(int64_t rounds) {
       break;
     default: break;
   }
+#endif
   int64_t total = 0;
 #pragma omp parallel reduction(+ : total)
   {

@@ -6,6 +6,30 @@
 #include <exception>
 
 #include "api.h"
+#include "codes.h"
+
+namespace {
+
+int best_generation() {
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    return 2;
+  }
+  return __builtin_cpu_supports("avx2") ? 1 : 0;
+}
+
+int generation = best_generation();
+
+}  // namespace
+
+int clipq_generation() { return generation; }
+
+// Lets the operators use older vector units than the processor's, for tests; returns what they use.
+CLIPQ_API int32_t clipq_limit_generation(int32_t most) {
+  generation = most < best_generation() ? most : best_generation();
+  return generation;
+}
 
 // OpenMP keeps this number for each calling thread; oneDNN and all operators here follow it.
 CLIPQ_API void clipq_set_threads(int32_t count) { omp_set_num_threads(count); }

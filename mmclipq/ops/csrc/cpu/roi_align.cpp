@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "api.h"
+#include "codes.h"
 
 namespace {
 
@@ -58,37 +59,37 @@ struct Axis {
 
 template <typename Code>
 CLIPQ_INLINE void add_sample_of(const Code *v1, const Code *v2, const Code *v3, const Code *v4,
-                                float w1, float w2, float w3, float w4, float *total,
-                                int64_t channels) {
+                                float w1, float w2, float w3, float w4, int32_t offset,
+                                float *total, int64_t channels) {
   for (int64_t c = 0; c < channels; ++c) {
-    float sample = w1 * static_cast<float>(v1[c]);
-    sample += w2 * static_cast<float>(v2[c]);
-    sample += w3 * static_cast<float>(v3[c]);
-    sample += w4 * static_cast<float>(v4[c]);
+    float sample = w1 * static_cast<float>(v1[c] - offset);
+    sample += w2 * static_cast<float>(v2[c] - offset);
+    sample += w3 * static_cast<float>(v3[c] - offset);
+    sample += w4 * static_cast<float>(v4[c] - offset);
     total[c] += sample;
   }
 }
 
 CLIPQ_VECTORIZED void add_sample(const int8_t *v1, const int8_t *v2, const int8_t *v3,
                                  const int8_t *v4, float w1, float w2, float w3, float w4,
-                                 float *total, int64_t channels) {
-  add_sample_of(v1, v2, v3, v4, w1, w2, w3, w4, total, channels);
+                                 int32_t offset, float *total, int64_t channels) {
+  add_sample_of(v1, v2, v3, v4, w1, w2, w3, w4, offset, total, channels);
 }
 
 CLIPQ_VECTORIZED void add_sample(const uint8_t *v1, const uint8_t *v2, const uint8_t *v3,
                                  const uint8_t *v4, float w1, float w2, float w3, float w4,
-                                 float *total, int64_t channels) {
-  add_sample_of(v1, v2, v3, v4, w1, w2, w3, w4, total, channels);
+                                 int32_t offset, float *total, int64_t channels) {
+  add_sample_of(v1, v2, v3, v4, w1, w2, w3, w4, offset, total, channels);
 }
 
 // Codes of totals: divided by the number of samples, scaled, rounded half to even, saturated.
 CLIPQ_VECTORIZED void store(const float *total, float count, float scale, float low, float high,
-                            uint8_t *codes, int64_t channels) {
+                            int32_t offset, uint8_t *codes, int64_t channels) {
   for (int64_t c = 0; c < channels; ++c) {
     const float v = std::min(std::max(total[c] / count * scale, low), high);
     // Adding 1.5 * 2^23 leaves no room for a fraction, which rounds it half to even.
     const float rounded = (v + 12582912.0f) - 12582912.0f;
-    codes[c] = static_cast<uint8_t>(static_cast<int32_t>(rounded));
+    codes[c] = static_cast<uint8_t>(static_cast<int32_t>(rounded) + offset);
   }
 }
 
@@ -105,7 +106,7 @@ void align(const ClipqRoIAlign &spec, const ClipqBuffers &buffers) {
   const auto *rois = buffers.at<const float>(spec.rois);
   auto *result = buffers.at<uint8_t>(spec.dst);
   const int64_t channels = spec.channels;
-  const float low = spec.dst_signed ? -128.0f : 0.0f, high = spec.dst_signed ? 127.0f : 255.0f;
+  const ClipqCodes kind(spec.dst_signed, spec.dst_offset);
 #pragma omp parallel
   {
     Axis y, x;
@@ -134,11 +135,11 @@ void align(const ClipqRoIAlign &spec, const ClipqBuffers &buffers) {
               add_sample(above + column.low * channels, above + column.high * channels,
                          below + column.low * channels, below + column.high * channels,
                          row.below * column.below, row.below * column.above,
-                         row.above * column.below, row.above * column.above, total.data(),
-                         channels);
+                         row.above * column.below, row.above * column.above, spec.src_offset,
+                         total.data(), channels);
             }
           }
-          store(total.data(), samples, spec.scale, low, high, out, channels);
+          store(total.data(), samples, spec.scale, kind.low, kind.high, kind.offset, out, channels);
         }
       }
     }

@@ -13,3 +13,9 @@ void clipq_launch(const ClipqMaxPool &, const ClipqBuffers &, ClipqStream);
 void clipq_launch(const ClipqUpsample &, const ClipqBuffers &, ClipqStream);
 void clipq_launch(const ClipqFlatten &, const ClipqBuffers &, ClipqStream);
 void clipq_launch(const ClipqRoIAlign &, const ClipqBuffers &, ClipqStream);
+
+// Of the other kinds, which a GPU leaves to Python.
+template <typename Step>
+void clipq_launch(const Step &, const ClipqBuffers &, ClipqStream) {
+  throw std::runtime_error("found a step that has no kernel");
+}

@@ -1,0 +1,310 @@
+// Convolutions and linear layers without int8 instructions of 32-bit sums: codes less their offset
+// become 16-bit numbers, padding zeros, and pairs of products are added exactly (vpmaddwd).
+//
+// A task takes a rectangle of the result and some of its channels. It turns the codes that the
+// rectangle needs into 16-bit numbers that stay in the second-level cache, sums 6 pixels by 16
+// channels at a time in registers, and finishes a strip of pixels while the sums are in the first.
+
+#include <immintrin.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "direct.h"
+
+namespace clipq {
+namespace {
+
+constexpr int64_t kStrip = 16 * kPixels;
+constexpr int64_t kNumberBytes = 192 << 10;  // of the 16-bit numbers of a task
+constexpr int64_t kSlack = 64;               // numbers that kernels may read beyond the last
+
+int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Where the parts of a layer's result lie and what they read, at one shape.
+struct Geometry {
+  int64_t images, height, width, rows, columns;  // of the source and of the result
+  int64_t kernel[2], stride[2], padding[2], dilation[2];
+  int64_t take[2];            // every which source row and column is read at all
+  int64_t tile[2];            // rows and columns of a task's rectangle
+  int64_t chunk, chunks;      // a task's blocks of channels, and how many such parts there are
+  int64_t channels, stored;   // of the source, and of them those that a task stores
+};
+
+class Direct : public Layer {
+ public:
+  Direct(const ClipqProduct &spec, const int8_t *weights, const float *multiplier,
+         const float *bias)
+      : spec_(spec),
+        depthwise_(is_depthwise(spec)),
+        packed_(depthwise_ ? pack_depthwise(spec, weights) : pack_blocks(spec, weights)),
+        epilogue_(std::make_shared<Epilogue>(spec, multiplier, bias)) {}
+
+  std::unique_ptr<Compiled> compile(const Shape &src, const Shape &dst, const Shape &before,
+                                    bool) override;
+
+ private:
+  friend class DirectCompiled;
+  const ClipqProduct spec_;
+  const bool depthwise_;
+  const std::shared_ptr<const PackedWeights> packed_;
+  const std::shared_ptr<const Epilogue> epilogue_;
+};
+
+class DirectCompiled : public Compiled {
+ public:
+  DirectCompiled(const Direct &layer, const Geometry &geometry)
+      : spec_(layer.spec_),
+        depthwise_(layer.depthwise_),
+        weights_(layer.packed_),
+        epilogue_(layer.epilogue_),
+        g_(geometry),
+        threads_(omp_get_max_threads()) {
+    const int64_t in_rows = reach(0, g_.tile[0]), in_columns = reach(1, g_.tile[1]);
+    numbers_ = in_rows * in_columns * g_.stored + kSlack;
+    each_ = divided_up(numbers_ * 2 + g_.tile[0] * g_.tile[1] * 4 + kStrip * 64 + 256, 4096) * 4096;
+    scratchpad = each_ * threads_;
+    offsets_ = layer.depthwise_ ? tap_offsets(in_columns) : run_offsets(in_columns);
+    row_numbers_ = in_columns;
+  }
+
+  void run(const void *src, void *dst, int64_t dst_stride, const uint8_t *residual,
+           void *scratch) const override;
+
+ private:
+  struct Task;
+
+  // Source rows or columns that so many of the result read.
+  int64_t reach(int axis, int64_t count) const {
+    return (count - 1) * g_.stride[axis] + (g_.kernel[axis] - 1) * g_.dilation[axis] + 1;
+  }
+
+  std::vector<int32_t> run_offsets(int64_t in_columns) const {
+    std::vector<int32_t> offsets;
+    for (int64_t r = 0; r < g_.kernel[0]; ++r) {
+      const int64_t row = r * g_.dilation[0] * in_columns;
+      const int64_t taps = weights_->joined ? 1 : g_.kernel[1];
+      for (int64_t s = 0; s < taps; ++s) {
+        offsets.push_back(static_cast<int32_t>((row + s * g_.dilation[1]) * g_.stored));
+      }
+    }
+    return offsets;
+  }
+
+  std::vector<int32_t> tap_offsets(int64_t in_columns) const {
+    std::vector<int32_t> offsets;
+    for (int64_t r = 0; r < g_.kernel[0]; ++r) {
+      for (int64_t s = 0; s < g_.kernel[1]; ++s) {
+        offsets.push_back(static_cast<int32_t>(
+            (r * g_.dilation[0] * in_columns + s * g_.dilation[1]) * g_.stored));
+      }
+    }
+    if (offsets.size() % 2) offsets.push_back(offsets.back());  // with a weight of zero
+    return offsets;
+  }
+
+  const ClipqProduct spec_;
+  const bool depthwise_;
+  const std::shared_ptr<const PackedWeights> weights_;
+  const std::shared_ptr<const Epilogue> epilogue_;
+  const Geometry g_;
+  const int threads_;
+  int64_t numbers_, each_, row_numbers_;
+  std::vector<int32_t> offsets_;
+};
+
+struct DirectCompiled::Task {
+  const DirectCompiled &layer;
+  const Geometry &g;
+  const uint8_t *src;
+  void *dst;
+  int64_t dst_stride;
+  const uint8_t *residual;
+  int64_t image, row, column, chunk, rows, columns;
+  int16_t *numbers;
+  int32_t *starts, *sums;
+
+  Task(const DirectCompiled &layer, const uint8_t *src, void *dst, int64_t dst_stride,
+       const uint8_t *residual, char *scratch, int64_t image, int64_t row, int64_t column,
+       int64_t chunk)
+      : layer(layer), g(layer.g_), src(src), dst(dst), dst_stride(dst_stride), residual(residual),
+        image(image), row(row), column(column), chunk(chunk),
+        rows(std::min(g.tile[0], g.rows - row)), columns(std::min(g.tile[1], g.columns - column)) {
+    sums = reinterpret_cast<int32_t *>(scratch);
+    numbers = reinterpret_cast<int16_t *>(scratch + kStrip * 64);
+    starts = reinterpret_cast<int32_t *>(numbers + divided_up(layer.numbers_, 32) * 32);
+  }
+
+  void run() {
+    widen();
+    for (int64_t y = 0, i = 0; y < rows; ++y) {
+      for (int64_t x = 0; x < columns; ++x, ++i) {
+        starts[i] = static_cast<int32_t>(
+            (y * g.stride[0] * layer.row_numbers_ + x * g.stride[1]) * g.stored);
+      }
+    }
+    const auto &blocks = layer.weights_->blocks;
+    const int64_t first = chunk * g.chunk;
+    const int64_t last = std::min(first + g.chunk, static_cast<int64_t>(blocks.size()));
+    for (int64_t b = first; b < last; ++b) {
+      const Block &block = blocks[static_cast<size_t>(b)];
+      for (int64_t from = 0; from < rows * columns; from += kStrip) {
+        const int64_t count = std::min(kStrip, rows * columns - from);
+        if (layer.depthwise_) {
+          const int64_t channel = block.first - blocks[static_cast<size_t>(first)].first;
+          sum_depthwise(numbers + channel, starts + from, count, layer.offsets_.data(),
+                        static_cast<int64_t>(layer.offsets_.size()) / 2,
+                        layer.weights_->numbers.data() + block.weights, sums);
+        } else {
+          sum_block(numbers + block.channel, starts + from, count, layer.offsets_.data(),
+                    static_cast<int64_t>(layer.offsets_.size()), layer.weights_->pairs,
+                    block.vectors, layer.weights_->numbers.data() + block.weights, sums);
+        }
+        finish(block, from, count);
+      }
+    }
+  }
+
+  // Codes that the rectangle reads become numbers; zeros lie around the image.
+  void widen() const {
+    const int64_t in_rows = layer.reach(0, rows), in_columns = layer.row_numbers_;
+    const int64_t top = row * g.stride[0] - g.padding[0];
+    const int64_t left = column * g.stride[1] - g.padding[1];
+    const int64_t c = layer.depthwise_ ? chunk * g.chunk * kBlock : 0;
+    const int64_t stored = std::min(g.stored, g.channels - c);
+    const int64_t before = std::min(std::max<int64_t>(-left, 0), in_columns);
+    const int64_t real = std::max<int64_t>(
+        std::min(divided_up(g.width, g.take[1]) - left, in_columns) - before, 0);
+    const ClipqCodes kind(layer.spec_.src_type == kInt8, layer.spec_.src_offset);
+    for (int64_t y = 0; y < in_rows; ++y) {
+      int16_t *to = numbers + y * in_columns * g.stored;
+      const int64_t source = (top + y) * g.take[0];
+      if (source < 0 || source >= g.height || real == 0) {
+        std::memset(to, 0, static_cast<size_t>(in_columns * g.stored) * 2);
+        continue;
+      }
+      const uint8_t *from = src + c + ((image * g.height + source) * g.width +
+                                       (left + before) * g.take[1]) * g.channels;
+      std::memset(to, 0, static_cast<size_t>(before * g.stored) * 2);
+      to += before * g.stored;
+      if (g.take[1] == 1 && stored == g.channels) {
+        clipq_widen(from, to, real * stored, kind);
+      } else {
+        for (int64_t x = 0; x < real; ++x) {
+          clipq_widen(from + x * g.take[1] * g.channels, to + x * g.stored, stored, kind);
+        }
+      }
+      std::memset(to + real * g.stored, 0,
+                  static_cast<size_t>((in_columns - before - real) * g.stored) * 2);
+    }
+  }
+
+  // Sums of `count` pixels of the rectangle from `from` on become results, row by row.
+  void finish(const Block &block, int64_t from, int64_t count) const {
+    const int64_t item = layer.spec_.dst_type == kFloat ? 4 : 1;
+    for (int64_t i = 0; i < count;) {
+      const int64_t y = (from + i) / columns, x = (from + i) % columns;
+      const int64_t pixels = std::min(columns - x, count - i);
+      const int64_t pixel = (image * g.rows + row + y) * g.columns + column + x;
+      clipq_finish(layer.epilogue_->spec, sums + i * kBlock, kBlock,
+                   residual == nullptr
+                       ? nullptr
+                       : residual + pixel * layer.spec_.outputs + block.first,
+                   layer.spec_.outputs,
+                   static_cast<char *>(dst) + (pixel * dst_stride + block.first) * item, dst_stride,
+                   pixels, block.first, block.count);
+      i += pixels;
+    }
+  }
+};
+
+void DirectCompiled::run(const void *src, void *dst, int64_t dst_stride, const uint8_t *residual,
+                         void *scratch) const {
+  const int64_t down = divided_up(g_.rows, g_.tile[0]);
+  const int64_t across = divided_up(g_.columns, g_.tile[1]);
+  const int64_t tasks = g_.images * down * across * g_.chunks;
+#pragma omp parallel for schedule(dynamic) num_threads(threads_) if (tasks > 1)
+  for (int64_t task = 0; task < tasks; ++task) {
+    // Tasks that read the same weights follow each other.
+    int64_t rest = task;
+    const int64_t column = rest % across * g_.tile[1];
+    rest /= across;
+    const int64_t row = rest % down * g_.tile[0];
+    rest /= down;
+    const int64_t image = rest % g_.images, chunk = rest / g_.images;
+    Task(*this, static_cast<const uint8_t *>(src), dst, dst_stride, residual,
+         static_cast<char *>(scratch) + omp_get_thread_num() * each_, image, row, column, chunk)
+        .run();
+  }
+}
+
+std::unique_ptr<Compiled> Direct::compile(const Shape &src, const Shape &dst,
+                                          const Shape &before, bool) {
+  Geometry g{};
+  const auto &s = spec_;
+  g.channels = s.channels;
+  for (int axis = 0; axis < 2; ++axis) {
+    g.kernel[axis] = s.kernel[axis];
+    g.stride[axis] = s.step[axis];
+    g.padding[axis] = before[static_cast<size_t>(axis)];
+    g.dilation[axis] = s.dilation[axis];
+    g.take[axis] = 1;
+  }
+  const bool alone = g.kernel[0] == 1 && g.kernel[1] == 1 && !g.padding[0] && !g.padding[1];
+  if (s.linear || (alone && g.stride[0] == 1 && g.stride[1] == 1)) {
+    g.images = g.height = g.rows = 1;
+    g.width = s.linear ? src[0] : src[0] * src[2] * src[3];
+    g.columns = g.width;
+  } else {
+    g.images = src[0];
+    g.height = src[2], g.width = src[3], g.rows = dst[2], g.columns = dst[3];
+    for (int axis = 0; alone && axis < 2; ++axis) {
+      g.take[axis] = g.stride[axis];
+      g.stride[axis] = 1;
+    }
+  }
+  const int64_t blocks = static_cast<int64_t>(packed_->blocks.size());
+  const int64_t threads = omp_get_max_threads();
+  // Depthwise, the numbers of one part of the channels suffice.
+  g.chunk = depthwise_ ? std::min<int64_t>(blocks, 4) : blocks;
+  g.stored = depthwise_ && blocks > g.chunk ? g.chunk * kBlock : g.channels;
+  const int64_t most = kNumberBytes / 2 / (depthwise_ ? 2 : 1) / g.stored;
+  const auto reach = [&](int axis, int64_t count) {
+    return (count - 1) * g.stride[axis] + (g.kernel[axis] - 1) * g.dilation[axis] + 1;
+  };
+  g.tile[1] = g.columns;
+  while (g.tile[1] > 2 * kPixels && reach(0, std::min<int64_t>(g.rows, 4)) * reach(1, g.tile[1]) > most) {
+    const int64_t parts = divided_up(g.columns, g.tile[1]) + 1;
+    g.tile[1] = divided_up(divided_up(g.columns, parts), kPixels) * kPixels;
+  }
+  g.tile[0] = 1;
+  while (g.tile[0] < g.rows && reach(0, g.tile[0] + 1) * reach(1, g.tile[1]) <= most) ++g.tile[0];
+  const auto parts = [&] {
+    return g.images * divided_up(g.rows, g.tile[0]) * divided_up(g.columns, g.tile[1]);
+  };
+  // Enough tasks that no thread waits long for another: smaller rectangles, then fewer channels.
+  const int64_t wanted = threads == 1 ? 1 : 4 * threads;
+  while (parts() < wanted && g.tile[0] > 8) g.tile[0] = divided_up(g.tile[0], 2);
+  while (parts() < wanted && g.rows == 1 && g.tile[1] > kStrip) {
+    g.tile[1] = divided_up(divided_up(g.tile[1], 2), kPixels) * kPixels;
+  }
+  g.tile[0] = divided_up(g.rows, divided_up(g.rows, g.tile[0]));  // alike
+  if (!depthwise_ && parts() < wanted) {
+    g.chunk = divided_up(blocks, std::min(blocks, divided_up(wanted, parts())));
+  }
+  g.chunks = divided_up(blocks, g.chunk);
+  return std::make_unique<DirectCompiled>(*this, g);
+}
+
+}  // namespace
+
+std::unique_ptr<Layer> direct_layer(const ClipqProduct &spec, const int8_t *weights,
+                                    const float *multiplier, const float *bias) {
+  if (winograd_fits(spec, weights)) return winograd_layer(spec, weights, multiplier, bias);
+  return std::make_unique<Direct>(spec, weights, multiplier, bias);
+}
+
+bool has_direct_layers() { return __builtin_cpu_supports("avx2"); }
+
+}  // namespace clipq

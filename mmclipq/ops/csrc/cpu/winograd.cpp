@@ -1,0 +1,301 @@
+// 3x3 convolutions of stride 1 with a quarter of the products, exactly: Winograd's F(4x4, 3x3) on
+// integers modulo 2^32.
+//
+// With B, G and A of Lavin and Gray 2016, Y = A^T [(G g G^T) * (B^T d B)] A. B is whole, and a tile of
+// codes less their offset stays within 16 bits. Rows of G become whole numbers by factors, whose
+// inverses times 24 are whole and go into A. So 576 Y is a sum of whole products; 32 bits of it give 26
+// of Y, as 576 = 64 * 9 and 9 has an inverse modulo 2^32. Layers whose sums could need more are left to
+// the direct kernels, whatever the codes.
+
+#include <immintrin.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#include "direct.h"
+
+#define CLIPQ_AVX2 __attribute__((target("avx2")))
+
+namespace clipq {
+namespace {
+
+constexpr int64_t kSide = 6, kOut = 4, kPlaces = kSide * kSide;
+constexpr int64_t kMostTiles = 24;                // of a task, a multiple of kPixels
+constexpr int64_t kTransformedBytes = 320 << 10;  // of the tiles of a task
+constexpr int64_t kMostWeights = 1 << 17;         // of a kernel's tap; they take eight times as much
+constexpr int32_t kInverseOf9 = 954437177;        // modulo 2^32
+
+int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+CLIPQ_AVX2 CLIPQ_INLINE __m256i less(__m256i a, __m256i b) { return _mm256_sub_epi16(a, b); }
+CLIPQ_AVX2 CLIPQ_INLINE __m256i plus(__m256i a, __m256i b) { return _mm256_add_epi16(a, b); }
+
+// B^T of six 16-bit numbers, `step` registers apart.
+CLIPQ_AVX2 CLIPQ_INLINE void transform_line(__m256i *d, int step) {
+  const __m256i d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step],
+                d5 = d[5 * step];
+  const __m256i a = less(d4, _mm256_slli_epi16(d2, 2)), b = less(d3, _mm256_slli_epi16(d1, 2));
+  const __m256i c = less(d4, d2), e = _mm256_slli_epi16(less(d3, d1), 1);
+  d[0] = plus(_mm256_slli_epi16(less(d0, d2), 2), c);
+  d[step] = plus(a, b);
+  d[2 * step] = less(a, b);
+  d[3 * step] = plus(c, e);
+  d[4 * step] = less(c, e);
+  d[5 * step] = plus(_mm256_slli_epi16(less(d1, d3), 2), less(d5, d3));
+}
+
+// 16 channels of a tile, whose pixels' codes start at the pointers; places lie `stride` apart.
+CLIPQ_AVX2 void transform_tile(const uint8_t *const pixels[kPlaces], int64_t channel,
+                               const ClipqCodes &kind, int16_t *to, int64_t stride) {
+  __m256i d[kPlaces];
+  const __m128i flip = _mm_set1_epi8(static_cast<char>(kind.flip));
+  const __m256i subtrahend = _mm256_set1_epi16(static_cast<int16_t>(kind.subtrahend));
+  for (int i = 0; i < kPlaces; ++i) {
+    const __m128i codes =
+        _mm_loadu_si128(reinterpret_cast<const __m128i *>(pixels[i] + channel));
+    d[i] = less(_mm256_cvtepu8_epi16(_mm_xor_si128(codes, flip)), subtrahend);
+  }
+  for (int row = 0; row < kSide; ++row) transform_line(d + row * kSide, 1);
+  for (int column = 0; column < kSide; ++column) transform_line(d + column, kSide);
+  for (int i = 0; i < kPlaces; ++i) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(to + i * stride + channel), d[i]);
+  }
+}
+
+CLIPQ_AVX2 CLIPQ_INLINE __m256i sum(__m256i a, __m256i b) { return _mm256_add_epi32(a, b); }
+CLIPQ_AVX2 CLIPQ_INLINE __m256i difference(__m256i a, __m256i b) { return _mm256_sub_epi32(a, b); }
+
+// A^T, with 24 times the inverse factors of G's rows, of six sums.
+CLIPQ_AVX2 CLIPQ_INLINE void restore_line(const __m256i m[kSide], __m256i y[kOut]) {
+  const __m256i s12 = sum(m[1], m[2]), d12 = difference(m[1], m[2]);
+  const __m256i s34 = sum(m[3], m[4]), d34 = difference(m[3], m[4]);
+  const __m256i six = sum(_mm256_slli_epi32(m[0], 2), _mm256_slli_epi32(m[0], 1));
+  y[0] = sum(difference(six, _mm256_slli_epi32(s12, 2)), s34);
+  y[1] = _mm256_slli_epi32(difference(d34, _mm256_slli_epi32(d12, 1)), 1);
+  y[2] = _mm256_slli_epi32(difference(s34, s12), 2);
+  const __m256i last = sum(_mm256_slli_epi32(m[5], 1), m[5]);
+  y[3] = _mm256_slli_epi32(
+      sum(difference(_mm256_slli_epi32(d34, 1), d12), _mm256_slli_epi32(last, 1)), 2);
+}
+
+// Sums of 4x4 pixels and 8 channels from those of the places, which lie `from_stride` apart.
+CLIPQ_AVX2 void restore_tile(const int32_t *from, int64_t from_stride, int32_t *to,
+                             int64_t row_stride) {
+  __m256i half[kOut][kSide];
+  for (int column = 0; column < kSide; ++column) {
+    __m256i m[kSide], y[kOut];
+    for (int row = 0; row < kSide; ++row) {
+      m[row] = _mm256_loadu_si256(
+          reinterpret_cast<const __m256i *>(from + (row * kSide + column) * from_stride));
+    }
+    restore_line(m, y);
+    for (int row = 0; row < kOut; ++row) half[row][column] = y[row];
+  }
+  const __m256i inverse = _mm256_set1_epi32(kInverseOf9);
+  for (int row = 0; row < kOut; ++row) {
+    __m256i y[kOut];
+    restore_line(half[row], y);
+    for (int column = 0; column < kOut; ++column) {
+      const __m256i v = _mm256_srai_epi32(_mm256_mullo_epi32(y[column], inverse), 6);
+      _mm256_storeu_si256(
+          reinterpret_cast<__m256i *>(to + row * row_stride + column * kBlock), v);
+    }
+  }
+}
+
+// [block][place][pair of channels][channel of the result][2].
+std::shared_ptr<const std::vector<int16_t>> pack(const ClipqProduct &spec, const int8_t *weights) {
+  constexpr int kFactors[kSide][3] = {{1, 0, 0}, {1, 1, 1}, {1, -1, 1},
+                                      {1, 2, 4}, {1, -2, 4}, {0, 0, 1}};
+  const int64_t pairs = divided_up(spec.channels, 2), blocks = divided_up(spec.outputs, kBlock);
+  auto packed = std::make_shared<std::vector<int16_t>>(
+      static_cast<size_t>(blocks * kPlaces * pairs * kBlock * 2));
+  for (int64_t output = 0; output < spec.outputs; ++output) {
+    for (int64_t c = 0; c < spec.channels; ++c) {
+      const int8_t *g = weights + (output * spec.channels + c) * 9;
+      int32_t half[kSide][3];
+      for (int i = 0; i < kSide; ++i) {
+        for (int s = 0; s < 3; ++s) {
+          half[i][s] = 0;
+          for (int r = 0; r < 3; ++r) half[i][s] += kFactors[i][r] * g[3 * r + s];
+        }
+      }
+      for (int i = 0; i < kPlaces; ++i) {
+        int32_t u = 0;
+        for (int s = 0; s < 3; ++s) u += half[i / kSide][s] * kFactors[i % kSide][s];
+        const int64_t at = ((output / kBlock * kPlaces + i) * pairs + c / 2) * kBlock;
+        (*packed)[static_cast<size_t>((at + output % kBlock) * 2 + c % 2)] =
+            static_cast<int16_t>(u);
+      }
+    }
+  }
+  return packed;
+}
+
+class WinogradCompiled : public Compiled {
+ public:
+  WinogradCompiled(const ClipqProduct &spec, std::shared_ptr<const std::vector<int16_t>> weights,
+                   std::shared_ptr<const Epilogue> epilogue, const Shape &src, const Shape &dst,
+                   const Shape &before)
+      : spec_(spec), weights_(std::move(weights)), epilogue_(std::move(epilogue)),
+        before_{before[0], before[1]}, threads_(omp_get_max_threads()), images_(src[0]), height_(src[2]), width_(src[3]),
+        rows_(dst[2]), columns_(dst[3]), down_(divided_up(rows_, kOut)),
+        across_(divided_up(columns_, kOut)), stored_(divided_up(spec.channels, 16) * 16),
+        blocks_(divided_up(spec.outputs, kBlock)) {
+    const int64_t all = images_ * down_ * across_, wanted = threads_ == 1 ? 1 : 4 * threads_;
+    tiles_ = kTransformedBytes / (kPlaces * stored_ * 2);
+    tiles_ = std::min({tiles_, kMostTiles, divided_up(all, wanted)});
+    tiles_ = std::max(divided_up(tiles_, kPixels) * kPixels, kPixels);
+    parts_ = divided_up(all, tiles_);
+    chunks_ = std::min(divided_up(wanted, parts_), divided_up(blocks_, 4));
+    chunk_ = divided_up(blocks_, chunks_);
+    chunks_ = divided_up(blocks_, chunk_);
+    each_ = divided_up((kPlaces * tiles_ * stored_ * 2) + kPlaces * tiles_ * kBlock * 4 +
+                           tiles_ * kOut * kOut * kBlock * 4 + 2 * stored_ + 64, 4096) * 4096;
+    scratchpad = each_ * threads_;
+  }
+
+  void run(const void *src, void *dst, int64_t dst_stride, const uint8_t *residual,
+           void *scratch) const override {
+#pragma omp parallel for schedule(dynamic) num_threads(threads_) if (parts_ * chunks_ > 1)
+    for (int64_t task = 0; task < parts_ * chunks_; ++task) {
+      char *memory = static_cast<char *>(scratch) + omp_get_thread_num() * each_;
+      auto *transformed = reinterpret_cast<int16_t *>(memory);
+      auto *sums = reinterpret_cast<int32_t *>(transformed + kPlaces * tiles_ * stored_);
+      int32_t *results = sums + kPlaces * tiles_ * kBlock;
+      auto *zeros = reinterpret_cast<uint8_t *>(results + tiles_ * kOut * kOut * kBlock);
+      const int64_t first = task % parts_ * tiles_, chunk = task / parts_;
+      const int64_t count = std::min(tiles_, images_ * down_ * across_ - first);
+      transform(static_cast<const uint8_t *>(src), first, count, transformed, zeros);
+      const int64_t last = std::min((chunk + 1) * chunk_, blocks_);
+      for (int64_t block = chunk * chunk_; block < last; ++block) {
+        multiply(transformed, count, block, sums);
+        restore(sums, first, count, block, results, dst, dst_stride, residual);
+      }
+    }
+  }
+
+ private:
+  void transform(const uint8_t *src, int64_t first, int64_t count, int16_t *to,
+                 uint8_t *zeros) const {
+    const ClipqCodes kind(spec_.src_type == kInt8, spec_.src_offset);
+    const int64_t channels = spec_.channels, whole = channels / 16 * 16, rest = channels - whole;
+    std::memset(zeros, spec_.src_offset, static_cast<size_t>(stored_));
+    for (int64_t t = 0; t < count; ++t) {
+      const int64_t image = (first + t) / (down_ * across_), tile = (first + t) % (down_ * across_);
+      const int64_t top = tile / across_ * kOut - before_[0];
+      const int64_t left = tile % across_ * kOut - before_[1];
+      const uint8_t *pixels[kPlaces];
+      for (int64_t i = 0; i < kPlaces; ++i) {
+        const int64_t y = top + i / kSide, x = left + i % kSide;
+        const bool inside = y >= 0 && y < height_ && x >= 0 && x < width_;
+        pixels[i] = inside ? src + ((image * height_ + y) * width_ + x) * channels : zeros;
+      }
+      int16_t *place = to + t * stored_;
+      for (int64_t c = 0; c < whole; c += 16) {
+        transform_tile(pixels, c, kind, place, tiles_ * stored_);
+      }
+      if (rest == 0) continue;
+      uint8_t last[kPlaces][16] = {};  // reading on could leave the source's memory
+      for (int64_t i = 0; i < kPlaces; ++i) {
+        std::memcpy(last[i], pixels[i] + whole, static_cast<size_t>(rest));
+        pixels[i] = last[i];
+      }
+      transform_tile(pixels, 0, kind, place + whole, tiles_ * stored_);
+    }
+  }
+
+  void multiply(const int16_t *transformed, int64_t count, int64_t block, int32_t *sums) const {
+    const int64_t pairs = divided_up(spec_.channels, 2);
+    int32_t starts[kMostTiles];
+    for (int64_t t = 0; t < count; ++t) starts[t] = static_cast<int32_t>(t * stored_);
+    const int32_t offset = 0;
+    for (int64_t place = 0; place < kPlaces; ++place) {
+      sum_block(transformed + place * tiles_ * stored_, starts, count, &offset, 1, pairs, 2,
+                weights_->data() + (block * kPlaces + place) * pairs * kBlock * 2,
+                sums + place * tiles_ * kBlock);
+    }
+  }
+
+  // Tiles side by side are finished together, one row of pixels after another.
+  void restore(const int32_t *sums, int64_t first, int64_t count, int64_t block, int32_t *results,
+               void *dst, int64_t dst_stride, const uint8_t *residual) const {
+    const int64_t item = spec_.dst_type == kFloat ? 4 : 1;
+    const int64_t channel = block * kBlock, channels = std::min(kBlock, spec_.outputs - channel);
+    for (int64_t from = 0; from < count;) {
+      const int64_t line = (first + from) / across_, column = (first + from) % across_;
+      const int64_t many = std::min(across_ - column, count - from);
+      const int64_t row_stride = many * kOut * kBlock;
+      for (int64_t t = 0; t < many; ++t) {
+        for (int64_t half = 0; half < kBlock; half += 8) {
+          restore_tile(sums + (from + t) * kBlock + half, tiles_ * kBlock,
+                       results + t * kOut * kBlock + half, row_stride);
+        }
+      }
+      const int64_t image = line / down_, row = line % down_ * kOut, x = column * kOut;
+      const int64_t pixels = std::min(many * kOut, columns_ - x);
+      for (int64_t y = 0; y < std::min(kOut, rows_ - row); ++y) {
+        const int64_t pixel = (image * rows_ + row + y) * columns_ + x;
+        clipq_finish(epilogue_->spec, results + y * row_stride, kBlock,
+                     residual == nullptr ? nullptr : residual + pixel * spec_.outputs + channel,
+                     spec_.outputs, static_cast<char *>(dst) + (pixel * dst_stride + channel) * item,
+                     dst_stride, pixels, channel, channels);
+      }
+      from += many;
+    }
+  }
+
+  const ClipqProduct spec_;
+  const std::shared_ptr<const std::vector<int16_t>> weights_;
+  const std::shared_ptr<const Epilogue> epilogue_;
+  const int64_t before_[2];
+  const int threads_;
+  const int64_t images_, height_, width_, rows_, columns_, down_, across_, stored_, blocks_;
+  int64_t tiles_, parts_, chunk_, chunks_, each_;
+};
+
+class Winograd : public Layer {
+ public:
+  Winograd(const ClipqProduct &spec, const int8_t *weights, const float *multiplier,
+           const float *bias)
+      : spec_(spec), weights_(pack(spec, weights)),
+        epilogue_(std::make_shared<Epilogue>(spec, multiplier, bias)) {}
+
+  std::unique_ptr<Compiled> compile(const Shape &src, const Shape &dst, const Shape &before,
+                                    bool) override {
+    return std::make_unique<WinogradCompiled>(spec_, weights_, epilogue_, src, dst, before);
+  }
+
+ private:
+  const ClipqProduct spec_;
+  const std::shared_ptr<const std::vector<int16_t>> weights_;
+  const std::shared_ptr<const Epilogue> epilogue_;
+};
+
+}  // namespace
+
+bool winograd_fits(const ClipqProduct &spec, const int8_t *weights) {
+  if (spec.linear || spec.groups != 1 || spec.channels < 16 || spec.outputs < 16) return false;
+  for (int axis = 0; axis < 2; ++axis) {
+    if (spec.kernel[axis] != 3 || spec.step[axis] != 1 || spec.dilation[axis] != 1) return false;
+  }
+  if (spec.channels * spec.outputs > kMostWeights) return false;
+  const int64_t largest =
+      spec.src_type == kInt8 ? 128 : std::max(255 - spec.src_offset, spec.src_offset);
+  const int64_t depth = spec.channels * 9;
+  for (int64_t output = 0; output < spec.outputs; ++output) {
+    int64_t sum = 0;
+    for (int64_t i = 0; i < depth; ++i) sum += std::abs(weights[output * depth + i]);
+    if (sum * largest >= 1 << 25) return false;
+  }
+  return true;
+}
+
+std::unique_ptr<Layer> winograd_layer(const ClipqProduct &spec, const int8_t *weights,
+                                      const float *multiplier, const float *bias) {
+  return std::make_unique<Winograd>(spec, weights, multiplier, bias);
+}
+
+}  // namespace clipq
