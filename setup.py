@@ -123,7 +123,7 @@ def cpu_extensions() -> list[Extension]:
 
 
 def version() -> str:
-    scope = {}
+    scope: dict[str, str] = {}
     exec((ROOT / 'mmclipq' / 'version.py').read_text(), scope)
     return scope['__version__']
 

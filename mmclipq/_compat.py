@@ -37,8 +37,8 @@ def enable() -> None:
     if not hasattr(torch.serialization, 'add_safe_globals'):
         return
     HistoryBuffer()  # fills the class's table of statistics
-    rebuild = np.zeros(1).__reduce__()[0]
-    scalar = np.float64(0).__reduce__()[0]
+    rebuild: Any = np.zeros(1).__reduce__()[0]
+    scalar: Any = np.float64(0).__reduce__()[0]
     numbers = (np.float64, np.float32, np.int64, np.int32, np.bool_)
     dtypes = {type(np.dtype(kind)) for kind in numbers}
     # NumPy 1 and 2 keep the same two functions under different module names.

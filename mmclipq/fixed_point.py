@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -65,6 +66,14 @@ def code_range(signed: bool = True) -> tuple[int, int]:
 def code_dtype(signed: bool = True) -> torch.dtype:
     """``torch.int8`` for signed codes, ``torch.uint8`` for unsigned ones."""
     return torch.int8 if signed else torch.uint8
+
+
+@overload
+def step_exponent(exponent: int, signed: bool = True) -> int: ...
+
+
+@overload
+def step_exponent(exponent: Tensor, signed: bool = True) -> Tensor: ...
 
 
 def step_exponent(exponent: int | Tensor, signed: bool = True) -> int | Tensor:
@@ -140,7 +149,7 @@ def _scale(exponent: int | Tensor, signed: bool, axis: int | None, x: Tensor) ->
     """``2**-step_exponent``, shaped so that it broadcasts along ``axis`` of ``x``."""
     if axis is None:
         return math.ldexp(1.0, -step_exponent(int(exponent), signed))
-    scale = power_of_two(-step_exponent(exponent.to(x.device), signed))
+    scale = power_of_two(-step_exponent(torch.as_tensor(exponent, device=x.device), signed))
     if scale.shape != (x.shape[axis],):
         raise ClipQError(
             f'found {tuple(scale.shape)} exponents for axis {axis} of a tensor of shape '

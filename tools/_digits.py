@@ -58,7 +58,8 @@ def load_photos(names: Sequence[str], folder: Path) -> list[np.ndarray]:
             f'None of the photographs {", ".join(names)} is in {folder}: '
             'install scikit-image from its wheel.'
         )
-    return [cv2.imread(str(path)) for path in paths]
+    photos = [cv2.imread(str(path)) for path in paths]
+    return [photo for photo in photos if photo is not None]
 
 
 def load_sources(seed: int) -> dict[str, Source]:
@@ -201,7 +202,8 @@ def write_split(split: str, source: Source, root: Path, options: dict[str, Any])
         (root / 'Annotations' / f'{stem}.xml').write_text(xml, encoding='utf-8')
         coco['images'].append({'id': index, 'file_name': name, 'width': width, 'height': height})
         for label, *rectangle in boxes:
-            item = {'id': len(coco['annotations']) + 1, 'image_id': index, 'iscrowd': 0}
+            number = len(coco['annotations']) + 1
+            item: dict[str, Any] = {'id': number, 'image_id': index, 'iscrowd': 0}
             item.update(category_id=label + 1, bbox=rectangle, area=rectangle[2] * rectangle[3])
             coco['annotations'].append(item)
     coco['categories'] = [{'id': label + 1, 'name': name} for label, name in enumerate(CLASSES)]

@@ -77,7 +77,8 @@ def main(arguments: list[str]) -> None:
     _naive(models['naive clamps'])
     lq = LqLoss()
     classes = getattr(stock.bbox_head, 'num_classes', 1) if hasattr(stock, 'bbox_head') else 1
-    images, samples = _fake_batch(args.batch, *args.shape, classes)
+    height, width = args.shape
+    images, samples = _fake_batch(args.batch, height, width, classes)
 
     def step(name: str) -> tuple[float, int]:
         """Seconds of one forward and backward pass, and bytes that autograd keeps between."""

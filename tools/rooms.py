@@ -69,8 +69,8 @@ def read_revision(revision: str, root: Path = ROOT) -> dict[str, str]:
     if done.returncode:
         sys.exit(f'error: --revision {revision}: {done.stderr.decode().strip()}')
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-        members = [m for m in archive.getmembers() if m.isfile() and m.name.endswith('.py')]
-        return {m.name: archive.extractfile(m).read().decode() for m in members}
+        files = {m.name: archive.extractfile(m) for m in archive.getmembers()}
+        return {n: f.read().decode() for n, f in files.items() if f and n.endswith('.py')}
 
 
 def module_name(file: str) -> str:
@@ -85,17 +85,17 @@ def imports(sources: Mapping[str, str]) -> Iterator[Import]:
         source = module_name(file)
         package = source if file.endswith('/__init__.py') else source.rpartition('.')[0]
         for node in ast.walk(ast.parse(text, file)):
+            if not isinstance(node, (ast.Import, ast.ImportFrom)):
+                continue
             for target in _targets(node, package, modules):
                 if target != source:
                     yield Import(file, node.lineno, source, target)
 
 
-def _targets(node: ast.AST, package: str, modules: set[str]) -> list[str]:
+def _targets(node: ast.Import | ast.ImportFrom, package: str, modules: set[str]) -> list[str]:
     """Those of the ``modules`` that a statement of a module in ``package`` imports."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names if alias.name in modules]
-    if not isinstance(node, ast.ImportFrom):
-        return []
     base = node.module or ''
     if node.level:
         above = package.split('.')[: len(package.split('.')) - node.level + 1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -27,6 +28,8 @@ class Int8Runner(Runner):
     device of the model that the config builds; what runs on a CPU alone is executed there.
     """
 
+    _has_loaded: bool
+
     def load_or_resume(self) -> None:
         if self._has_loaded:
             return
@@ -35,6 +38,7 @@ class Int8Runner(Runner):
         exported = Path(self._load_from).suffix in RUNTIMES
         device = str(next(self.model.parameters()).device)
         place = 'cpu' if on_cpu_alone(self._load_from, backend) else device
+        detector: Any  # with what the mixin adds to its class
         backend_class(backend, place)  # a wrong name must not cost a calibration
         if exported or is_artifact(self._load_from):
             detector = load_detector(self._load_from, place, backend)

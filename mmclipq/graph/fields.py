@@ -83,7 +83,8 @@ def check_fields(node: Node) -> None:
     whole = isinstance(kind, TensorType) and _fits(kind.exponent, int | None)
     if not whole or not isinstance(kind.signed, bool) or not _fits(kind.offset, int):
         raise GraphError(f'{node.name}: found the type {kind!r}, wanted exponent, sign and offset')
-    for name, hint in _hints(type(node)).items():
+    own: Any = type(node)  # of a dataclass, which mypy takes for unhashable
+    for name, hint in _hints(own).items():
         value = getattr(node, name)
         empty = name == 'reason' and value == ''
         if not empty and not _fits(value, hint):

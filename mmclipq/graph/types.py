@@ -39,6 +39,8 @@ class TensorType:
     @property
     def step_exponent(self) -> int:
         """Exponent of the step between two codes."""
+        if self.exponent is None:
+            raise GraphError('found float32 values, wanted codes, which alone have a step')
         return fp.step_exponent(self.exponent, self.signed)
 
     def __str__(self) -> str:

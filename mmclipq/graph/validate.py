@@ -133,7 +133,7 @@ def validate(nodes: Sequence[Node], outputs: Any, constants: Mapping[str, Tensor
         check_fields(node)
         if node.name in types:
             raise GraphError(f'{node.name}: found two tensors of this name, wanted one')
-        if node.type.is_codes:
+        if node.type.exponent is not None:
             try:
                 fp.check_exponent(node.type.exponent, node.name)
             except ValueError as error:
@@ -159,9 +159,10 @@ def validate(nodes: Sequence[Node], outputs: Any, constants: Mapping[str, Tensor
             raise GraphError(f'{node.name}: found other types among its inputs than {node.type}')
         if isinstance(node, RoIAlign):
             _check_roi_align(node, types)
-        if getattr(node, 'activation', 'identity') not in ACTIVATIONS:
+        activation = getattr(node, 'activation', 'identity')
+        if activation not in ACTIVATIONS:
             raise GraphError(
-                f'{node.name}: found activation {node.activation!r}, wanted one of {ACTIVATIONS}'
+                f'{node.name}: found activation {activation!r}, wanted one of {ACTIVATIONS}'
             )
         if isinstance(node, Product):
             _check_product(node, types, constants)

@@ -84,6 +84,7 @@ class ClipMixin:
         observer (OctaveHistogram | None): Collects the inputs while an ``'auto'`` range is sought.
     """
 
+    weight: Tensor
     input_exponent: int | None
     weight_exponent: int | None
     rounded: bool

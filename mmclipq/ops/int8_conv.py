@@ -93,6 +93,11 @@ def _check(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, node: ir
         raise ClipQError(f'int8_conv2d: found {found}')
 
 
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    rows, columns = values
+    return rows, columns
+
+
 def _node(
     stride: Sequence[int] = (1, 1),
     padding: Sequence[int] = (0, 0),
@@ -106,7 +111,7 @@ def _node(
     # torch leaves out arguments that are the schema's defaults, so they stand here, too.
     return ir.Conv(
         'int8_conv2d', ir.TensorType(exponent, signed), 'x', 'w', 'e', 'm', 'b', activation, slope,
-        stride=tuple(stride), padding=tuple(padding), dilation=tuple(dilation), groups=groups,
+        stride=_pair(stride), padding=_pair(padding), dilation=_pair(dilation), groups=groups,
     )  # fmt: skip
 
 

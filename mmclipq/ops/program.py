@@ -47,10 +47,10 @@ class Slot:
     ) -> None:
         self.shape, self.dtype = torch.Size(shape), dtype
         self.channels = self.shape[1 if len(shape) == 4 else -1]
-        self.owner = self if part_of is None else part_of.owner
-        self.external = self.owner.external if part_of is not None else external
-        self.stride = (stride or self.channels) if part_of is None else part_of.stride
-        self.offset = 0 if part_of is None else part_of.offset + channel * dtype.itemsize
+        self.owner: Slot = self if part_of is None else part_of.owner
+        self.external: int | None = self.owner.external if part_of is not None else external
+        self.stride: int = (stride or self.channels) if part_of is None else part_of.stride
+        self.offset: int = 0 if part_of is None else part_of.offset + channel * dtype.itemsize
         self.start = 0
 
     @property
@@ -68,8 +68,9 @@ class Slot:
         """A copy of the tensor that lies in working memory."""
         size = self.dtype.itemsize
         items = memory[: len(memory) // size * size].view(self.dtype)
+        strides: tuple[int, ...]
         if len(self.shape) == 4:
-            n, c, h, w = self.shape
+            _, _, h, w = self.shape
             strides = (h * w * self.stride, 1, w * self.stride, self.stride)
         else:
             strides = (*(n * self.stride for n in _dense_strides(self.shape[:-1])), 1)
@@ -142,7 +143,7 @@ class Program(ABC):
             place.buffer = 0 if slot.external is None else 1 + slot.external
             place.offset = slot.owner.start + slot.offset
         self._table = (steps.Step * len(self._steps))(*(
-            (steps.number_of(step), ctypes.addressof(step)) for step in self._steps
+            steps.Step(steps.number_of(step), ctypes.addressof(step)) for step in self._steps
         ))  # fmt: skip
         return self
 

@@ -28,7 +28,7 @@ CHECKPOINT_KEY = 'clipq'
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The detector itself, without a DDP wrapper."""
-    return model.module if is_model_wrapper(model) else model
+    return model.get_submodule('module') if is_model_wrapper(model) else model
 
 
 @HOOKS.register_module()
@@ -124,7 +124,7 @@ class ClipQHook(Hook):
 
     def _add_loss(self, model: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         mode = kwargs.get('mode', args[2] if len(args) > 2 else 'tensor')
-        if mode != 'loss' or not isinstance(output, dict):
+        if self._loss is None or mode != 'loss' or not isinstance(output, dict):
             return output
         layers = (layer for _, layer in clip_layers(model))
         return {**output, 'loss_lq': self._loss(layers, self._iteration)}

@@ -49,8 +49,9 @@ class _SquaredDistance(torch.autograd.Function):
     def backward(ctx, grad):
         (weight,) = ctx.saved_tensors
         gradient = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        exponent, target = ctx.arguments
         for part, w in zip(_blocks(gradient), _blocks(weight), strict=True):
-            _distance(w, *ctx.arguments, out=part).mul_(2 * fp.step(ctx.arguments[0]) * grad)
+            _distance(w, exponent, target, out=part).mul_(2 * fp.step(exponent) * grad)
         return gradient, None, None
 
 

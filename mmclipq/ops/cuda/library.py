@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,11 +74,12 @@ class CudaLibrary:
         self._library.clipq_cuda_tile.argtypes = [ctypes.c_int32, pointer]
         self.tiles = tuple(self._find_tiles())
 
-    def _find_tiles(self) -> Any:
+    def _find_tiles(self) -> Iterator[Tile]:
         found = (ctypes.c_int32 * 4)()
         number = 0
         while self._library.clipq_cuda_tile(number, found):
-            yield Tile(number, *found[:3], bool(found[3]))
+            pixels, outputs, shared, few = found
+            yield Tile(number, pixels, outputs, shared, bool(few))
             number += 1
 
     def run(self, start: Any, count: int, buffers: Any, stream: int, error: Any) -> int:

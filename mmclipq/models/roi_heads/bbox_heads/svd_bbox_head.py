@@ -78,7 +78,10 @@ class SVDLinear(nn.Module):
     def factor(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Factors ``(r, m)`` and ``(n, r)`` of a dense weight ``(n, m)``, with a log line."""
         u, s, vt = torch.linalg.svd(weight.detach().float(), full_matrices=False)
-        rank = self.rank if self.rank is not None else rank_for_energy(s, self.energy)
+        rank = self.rank
+        if rank is None:
+            assert self.energy is not None  # the constructor wants one of the two
+            rank = rank_for_energy(s, self.energy)
         root = s[:rank].sqrt()
         kept = float(s[:rank].double().square().sum() / s.double().square().sum().clamp(min=1e-300))
         before, after = weight.numel(), rank * sum(weight.shape)
