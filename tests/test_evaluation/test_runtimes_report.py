@@ -37,8 +37,8 @@ def test_report(cfg, checkpoints, runtime):
     if runtime == 'openvino':
         assert share < 1e-5
         assert max(d.largest for d in report.alone.values()) <= 1
-    else:  # it rounds leaky relu and residual sums twice, and saturates below the range
-        assert share < 0.05
+    else:  # sums before leaky relu have twice the step of results with an offset, and saturate
+        assert share < 0.3
     # The deployed graph, not only the one whose every tensor is an output.
     assert sorted(report.outputs) == ['head_0_0', 'head_0_1', 'head_0_2']
     assert all(apart < 0.5 * largest for apart, largest in report.outputs.values())
