@@ -41,7 +41,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument('--out', type=Path, help='Markdown page to write, docs/detectors.md')
     args = parser.parse_args(arguments)
 
-    from mmclipq.apis.mmdet_tools import check_out
     from mmclipq.errors import ClipQError
 
     if args.resume and args.json is None:
@@ -51,10 +50,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for name in ('size', 'images', 'threads', 'seconds', 'gigabytes'):
         if getattr(args, name) <= 0:
             raise ClipQError(f'--{name}: found {getattr(args, name)}, wanted a number above zero')
-    if args.json is not None:
-        check_out(args.json, '.json')
-    if args.out is not None:
-        check_out(args.out, '.md')
     return args
 
 
@@ -62,12 +57,11 @@ def main(arguments: list[str]) -> None:
     args = parse(arguments)
 
     from mmclipq.apis.mmdet_tools import find_config
-    from mmclipq.evaluation.coverage import FAMILIES, QUICK, Settings, cover, report
-    from mmclipq.evaluation.coverage.run import made_with
+    from mmclipq.evaluation import coverage
 
-    names = args.configs or (QUICK if args.quick else FAMILIES)
+    names = args.configs or (coverage.QUICK if args.quick else coverage.FAMILIES)
     configs = [(name, find_config(name)) for name in names]
-    settings = Settings(
+    settings = coverage.Settings(
         size=args.size,
         images=args.images,
         threads=args.threads,
@@ -78,14 +72,12 @@ def main(arguments: list[str]) -> None:
     for path in (args.json, args.out):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-    outcomes = cover(configs, settings, args.json, args.resume)
-    print(report.table(outcomes))
-    for line in report.failures(outcomes):
-        print(line)
-    print(report.summary(outcomes))
+    outcomes = coverage.cover(configs, settings, args.json, args.resume)
+    print(coverage.table(outcomes), *coverage.failures(outcomes), sep='\n')
+    print(coverage.summary(outcomes))
     if args.out is not None:
         command = shlex.join(['python', 'tools/coverage.py', *arguments])
-        args.out.write_text(report.page(outcomes, command, made_with(settings)))
+        args.out.write_text(coverage.page(outcomes, command, coverage.made_with(settings)))
     if not all(outcome.passed or outcome.excused for outcome in outcomes):
         sys.exit(1)
 

@@ -2,7 +2,18 @@
 
 from .families import FAMILIES, QUICK
 from .outcome import Outcome, Settings
-from .report import page, summary, table
-from .run import cover
+from .report import failures, page, summary, table
+from .run import cover, made_with
 
-__all__ = ['FAMILIES', 'QUICK', 'Outcome', 'Settings', 'cover', 'page', 'summary', 'table']
+__all__ = [
+    'FAMILIES',
+    'QUICK',
+    'Outcome',
+    'Settings',
+    'cover',
+    'failures',
+    'made_with',
+    'page',
+    'summary',
+    'table',
+]
