@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from _tool import run
 
@@ -72,9 +73,11 @@ def main(arguments: list[str]) -> None:
         for (name, _, size), result in zip(detectors, results, strict=True)
     ]
     print(table(rows))
-    figures = [row.as_dict() for row in rows]
+    figures: list[dict[str, Any]] = [row.as_dict() for row in rows]
     compared = []
     for row, figure, result in list(zip(rows, figures, results, strict=True))[1:]:
+        if results[0].matches is None or result.matches is None:
+            continue
         found = ap_differences(results[0].matches, result.matches)
         compared += [(f'{row.name}, {d.name}', d) for d in found if d.name in ('AP', 'AP50')]
         figure['against'] = {'detector': rows[0].name, 'rows': [d.as_dict() for d in found]}

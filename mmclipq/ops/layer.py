@@ -91,7 +91,7 @@ class Layer:
         Raises:
             ClipQError: if the input is smaller than the kernel.
         """
-        if isinstance(self.node, ir.Linear):
+        if not isinstance(self.node, ir.Conv):
             return (*x[:-1], self.outputs)
         sides = zip(
             x[2:], self.kernel, self.node.stride, self.node.pads(x[2:], self.kernel),

@@ -108,7 +108,7 @@ class Product(Layer):
         Raises:
             ClipQError: if oneDNN refuses the layer.
         """
-        result, before = self.result_shape(shape), (0, 0)
+        result, before = self.result_shape(shape), [0, 0]
         if isinstance(self.node, ir.Conv):
             before = [side for side, _ in self.node.pads(shape[2:], self.kernel)]
         else:
