@@ -106,6 +106,16 @@ def _reason_to_leave(module: nn.Module, owner: nn.Module | None) -> str | None:
     return f'{kind} is no plain Conv2d or Linear'
 
 
+def unclipped_layers(model: nn.Module) -> dict[str, str]:
+    """Name and reason of every layer with a weight matrix that :func:`prepare_model` leaves."""
+    owners = {id(child): module for module in model.modules() for child in module.children()}
+    reasons = {
+        name: _reason_to_leave(module, owners.get(id(module)))
+        for name, module in model.named_modules()
+    }
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
 def check_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A copy of a layer's options: ``input_range``, ``weight_range``, ``round`` or ``skip``.
 
@@ -202,14 +212,12 @@ def prepare_model(
         ClipQError: for a range that is no power of two, an unknown option, a pattern without a
             match, or a model without any layer to clip. The model is then unchanged.
     """
-    report = PrepareReport()
+    report = PrepareReport(left=unclipped_layers(model))
     candidates: dict[str, nn.Module] = {}
-    owners = {id(child): module for module in model.modules() for child in module.children()}
     for name, module in model.named_modules():
-        reason = _reason_to_leave(module, owners.get(id(module)))
-        if reason is not None:
-            report.left[name] = reason
-        elif type(module) in CLIPPED_CLASSES or isinstance(module, ClipMixin):
+        if name in report.left:
+            continue
+        if type(module) in CLIPPED_CLASSES or isinstance(module, ClipMixin):
             candidates[name] = module
     if not candidates:
         raise ClipQError(

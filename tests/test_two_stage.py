@@ -245,6 +245,24 @@ def test_calibration_without_regions_is_refused(monkeypatch):
         quantize(model, [torch.randn(1, 3, 64, 96)])
 
 
+def test_regions_stand_in_where_no_image_has_any(monkeypatch):
+    _, model = make('mask')
+    stock = type(model.rpn_head).predict
+
+    def nothing(self, *args, **kwargs):
+        return [found[:0] for found in stock(self, *args, **kwargs)]
+
+    monkeypatch.setattr(type(model.rpn_head), 'predict', nothing)
+    quantized = quantize(model, [torch.randn(1, 3, 64, 96), torch.randn(1, 3, 96, 64)])
+    assert len(quantized.boxes) == 1
+    assert [part.path for part in quantized.modules] == ['roi_head.mask_head']
+    assert not [name for name, reason in quantized.left.items() if 'never called' in reason]
+    detector = to_int8(model, quantized)
+    assert len(instances(predict(detector, torch.randn(1, 3, 64, 96)))[0]) == 0
+    monkeypatch.undo()
+    assert len(instances(predict(detector, torch.randn(1, 3, 64, 96)))[0]) > 0
+
+
 def test_own_way_to_boxes_is_captured_by_modules():
     _, model = make('faster')
 

@@ -15,10 +15,17 @@ from torch import Tensor, nn
 
 from ..detector import Int8Module, Int8Parts, captured_layers, executing, plain_samples
 from ..errors import ClipQError
+from ..graph.ir import FloatCall
 from ..lowering.capture import Captured, CaptureError, called_layers, capture, evaluating
 from ..lowering.lower import Lowering
 from ..lowering.module_parts import ModuleParts
-from ..prepare import clip_layers, find_weight_ranges, prepare_model, prepare_options
+from ..prepare import (
+    clip_layers,
+    find_weight_ranges,
+    prepare_model,
+    prepare_options,
+    unclipped_layers,
+)
 from .stand_in import every_score_counts, regions_where_none_are_proposed
 
 
@@ -198,13 +205,18 @@ class _Session:
 
     def _left(self, parts: Quantized) -> dict[str, str]:
         """Name and reason of what stays in float."""
-        left: dict[str, str] = {}
-        for graph in (parts.graph, *parts.boxes):
-            left |= {} if graph is None else graph.islands
-        for module in parts.modules:
-            left |= {f'{module.path}: {name}': r for name, r in module.graph.islands.items()}
+        left = {} if parts.graph is None else dict(parts.graph.islands)
+        named = [(f'boxes {index}', graph) for index, graph in enumerate(parts.boxes)]
+        named += [(module.path, module.graph) for module in parts.modules]
+        for owner, graph in named:
+            left |= {f'{owner}: {name}': reason for name, reason in graph.islands.items()}
         left |= self.modules.refused
         captured = {self.model.get_submodule(path) for path in parts.captured}
+        steps = {node.target for graph in parts.graphs for node in graph.nodes
+                 if isinstance(node, FloatCall) and node.kind == 'module'}  # fmt: skip
+        for name, reason in unclipped_layers(self.model).items():
+            if self.model.get_submodule(name) not in captured and name not in steps:
+                left[name] = reason
         for name, layer in clip_layers(self.model):
             if layer not in captured and name not in left:
                 left[name] = 'never called in calibration'
