@@ -109,7 +109,7 @@ def test_test_with_the_flag_runs_the_clipped_float_detector(trained, run, tmp_pa
         ('test.py', ['my.py', 'my.py', '--clipq', 'round=1', 'lq=2'], ['clipq.lq: found 2']),
         (
             'quantize.py',
-            ['my.py', 'my.pth', '--out', 'a.clipq', '--clipq', 'int8.images=2'],
+            ['my.py', 'my.py', '--out', 'a.clipq', '--clipq', 'int8.images=2'],
             ["clipq.int8: found options ['images']", "'calib_images'"],
         ),
     ],
