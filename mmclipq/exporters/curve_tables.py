@@ -59,11 +59,23 @@ class CurveTable:
 def _made(
     activation: str, slope: float, step_exponent: int, lowest: int, highest: int
 ) -> CurveTable:
+    # Where steps are so small that the far ends of a function that turns back would take most of
+    # the table, sums do not get there, and the table ends where the result is first limited.
+    arguments = activation, slope, step_exponent, lowest, highest
+    whole = _over_interval(*arguments, near=False)
+    if whole.largest_error <= _TOLERANCE:
+        return whole
+    return min(whole, _over_interval(*arguments, near=True), key=lambda made: made.largest_error)
+
+
+def _over_interval(
+    activation: str, slope: float, step_exponent: int, lowest: int, highest: int, near: bool
+) -> CurveTable:
     unit = math.ldexp(1.0, step_exponent - FINE_BITS)
     step = math.ldexp(1.0, step_exponent)
     limits = (lowest - 1) * step, (highest + 1) * step
     function = curve(activation, slope)
-    ends = interval(activation, slope, *limits, step * _TOLERANCE / 4)
+    ends = interval(activation, slope, *limits, step * _TOLERANCE / 4, near)
     first = math.floor(ends[0] / unit)
     length = max(math.ceil(ends[1] / unit) - first, 1)
     for segments in _SEGMENTS:
@@ -73,7 +85,8 @@ def _made(
         values = np.rint(np.clip(function(knots * unit), *limits) / unit).astype(np.int64)
         found = CurveTable(first, bits, tuple(values.tolist()), 0.0)
         # Between the knots, and beyond both ends, where the first and last values stand.
-        u = np.unique(np.linspace(first - length // 4, first + length * 5 // 4, 8 * count + 17,
+        beyond = 0 if near else length // 4
+        u = np.unique(np.linspace(first - beyond, first + length + beyond, 8 * count + 17,
                                   dtype=np.int64))  # fmt: skip
         wanted = np.clip(function(u * unit), *limits) / unit
         error = float(np.abs(found(u) - wanted).max()) / 2**FINE_BITS

@@ -56,7 +56,12 @@ def curve(activation: str, slope: float = 0.0) -> Callable[[np.ndarray], np.ndar
 
 
 def interval(
-    activation: str, slope: float, lowest: float, highest: float, tolerance: float
+    activation: str,
+    slope: float,
+    lowest: float,
+    highest: float,
+    tolerance: float,
+    near: bool = False,
 ) -> tuple[float, float]:
     """The inputs outside of which a result limited to ``[lowest, highest]`` hardly changes.
 
@@ -64,11 +69,21 @@ def interval(
         activation, slope: The function.
         lowest, highest: Limits of the result.
         tolerance: How far the limited result may move beyond each end.
+        near: Whether to end where the result meets a limit first on the way from zero, though a
+            function that turns back, as silu does below -1.28, may come inside again far away.
 
     Returns:
         Both ends, the lower one at most 0, the upper one at least 0.
     """
     y = np.clip(curve(activation, slope)(_GRID), lowest, highest)
+    middle = len(_GRID) // 2
+    if near and lowest < y[middle] < highest:
+        limited = (y == lowest) | (y == highest)
+        left, right = np.flatnonzero(limited[:middle]), np.flatnonzero(limited[middle:])
+        if len(left):
+            y[: left[-1]] = y[left[-1]]
+        if len(right):
+            y[middle + right[0] :] = y[middle + right[0]]
     below = np.flatnonzero(np.abs(y - y[0]) > tolerance)
     above = np.flatnonzero(np.abs(y - y[-1]) > tolerance)
     if not len(below):

@@ -34,6 +34,9 @@ from .operators import (
 from .targets import DEFAULT_TARGET, target_of
 from .weights import folded_weights
 
+_COARSEST = 8
+"""Steps of a result for one of the sum before its activation; coarser ones leave out far ends."""
+
 
 class QdqWriter:
     """Adds integer graphs to a builder.
@@ -173,6 +176,8 @@ class QdqWriter:
             if added is not None and node.residual_last:
                 limits = limits[0] - most, limits[1] - least
             ends = interval(node.activation, node.slope, *limits, step / 2)
+            if ends[1] - ends[0] > _COARSEST * 255 * step:
+                ends = interval(node.activation, node.slope, *limits, step / 2, near=True)
             if added is not None and not node.residual_last:
                 ends = min(ends[0] - most, 0.0), max(ends[1] - least, 0.0)
             scale = max(ends[1] - ends[0], step) / 255
