@@ -28,6 +28,8 @@ FINE_BITS = 6
 """Bits behind the point of a fine code."""
 _SEGMENTS = tuple(2**k for k in range(4, 13))
 _TOLERANCE = 1 / 16
+_WHOLE = 1 / 2
+"""Steps that a table with both far ends may be off before it is ended earlier."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def _made(
     # the table, sums do not get there, and the table ends where the result is first limited.
     arguments = activation, slope, step_exponent, lowest, highest
     whole = _over_interval(*arguments, near=False)
-    if whole.largest_error <= _TOLERANCE:
+    if whole.largest_error <= _WHOLE:
         return whole
     return min(whole, _over_interval(*arguments, near=True), key=lambda made: made.largest_error)
 
