@@ -56,10 +56,10 @@ class Detections(NamedTuple):
 
     @classmethod
     def of(cls, sample: Mapping[str, Any]) -> Detections:
-        """Of a data sample with predictions."""
-        found = sample['pred_instances']
+        """Of a data sample with predictions, or the same as a dict."""
+        found = sample.get('pred_instances')
         fields = (found[name].cpu().numpy() for name in ('bboxes', 'scores', 'labels'))
-        return cls(sample['img_id'], *fields)
+        return cls(sample.get('img_id'), *fields)
 
 
 class MatchedBoxes(BaseMetric):
