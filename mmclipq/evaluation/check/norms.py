@@ -21,18 +21,23 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Misfit:
-    """How far real statistics are from the running ones, medians over channels.
+    """How far real statistics are from those that are assumed, over channels.
 
     Attributes:
-        shift: Distance of the means in running standard deviations.
-        ratio: Factor between the variances, at least 1.
-        divergence: Kullback-Leibler divergence in nats between two normal distributions of these
-            means and variances.
+        shift: Distance of the means in assumed standard deviations, median.
+        ratio: Factor between the variances, at least 1, median.
+        median, mean: Kullback-Leibler divergence in nats between two normal distributions of these
+            means and variances; for the mean no channel counts more than :data:`MOST`.
     """
 
     shift: float
     ratio: float
-    divergence: float
+    median: float
+    mean: float
+
+
+MOST = 5.0
+"""Divergence in nats beyond which a channel is simply different."""
 
 
 def divergence(real: Statistics, assumed: Statistics, eps: float) -> Tensor:
@@ -42,15 +47,16 @@ def divergence(real: Statistics, assumed: Statistics, eps: float) -> Tensor:
     return (ratio + shift - 1 - ratio.log()) / 2
 
 
-def misfit(norm: _BatchNorm, real: Statistics) -> Misfit:
-    """How the running statistics of ``norm`` fit the real ones of its input."""
-    assumed = running(norm)
-    deviation = (assumed.var + norm.eps).sqrt()
-    ratio = ((real.var + norm.eps) / (assumed.var + norm.eps)).log().abs()
+def misfit(real: Statistics, assumed: Statistics, eps: float) -> Misfit:
+    """How the assumed statistics fit the real ones."""
+    ratio = ((real.var + eps) / (assumed.var + eps)).log().abs()
+    shift = (real.mean - assumed.mean).abs() / (assumed.var + eps).sqrt()
+    apart = divergence(real, assumed, eps)
     return Misfit(
-        float(((real.mean - assumed.mean).abs() / deviation).median()),
+        float(shift.median()),
         float(ratio.median().exp()),
-        float(divergence(real, assumed, norm.eps).median()),
+        float(apart.median()),
+        float(apart.nan_to_num(MOST, MOST).clamp(max=MOST).mean()),
     )
 
 
@@ -96,16 +102,11 @@ class NormRecorder:
         """The norms that ran, in the order of their first call."""
         return list(self._moments)
 
-    def statistics(self, name: str, weights: Tensor | None = None) -> Statistics:
-        """Of one norm, each batch counting 1 or its ``weights``."""
+    def statistics(self, name: str) -> Statistics:
+        """Of one norm, over all batches."""
         means, variances = [], []
         for moments in self._moments[name].values():
-            stacked = torch.stack(moments)
-            if weights is None:
-                mean, square = stacked.mean(0)
-            else:
-                share = weights[: len(stacked)] / weights[: len(stacked)].sum()
-                mean, square = torch.einsum('n,nkc->kc', share, stacked)
+            mean, square = torch.stack(moments).mean(0)
             means.append(mean)
             variances.append((square - mean.square()).clamp(min=0))
         return Statistics(torch.stack(means).mean(0), torch.stack(variances).mean(0))
@@ -133,16 +134,23 @@ def own_statistics(norms: Mapping[str, _BatchNorm]) -> Iterator[None]:
 
     So a layer whose statistics are wrong does not spoil what the layers behind it read.
     """
-    states = [(norm, norm.training, norm.track_running_stats) for norm in norms.values()]
     buffers = [(norm, norm.running_mean, norm.running_var) for norm in norms.values()]
     try:
-        for norm, _, _ in states:
+        for norm, _, _ in buffers:
             # Without buffers a norm takes its batch's statistics in evaluation, too.
             norm.running_mean = norm.running_var = None
-            norm.eval()
         yield
     finally:
         for norm, mean, var in buffers:
             norm.running_mean, norm.running_var = mean, var
-        for norm, training, _ in states:
-            norm.training = training
+
+
+def frozen_norms(model: nn.Module) -> set[str]:
+    """Norms whose statistics training does not touch, as ``norm_eval=True`` has it."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.train()
+        return {name for name, norm in tracked_norms(model).items() if not norm.training}
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -36,6 +36,10 @@ class Preprocessing:
         mean, std = ([round(value, 3) for value in part] for part in (self.mean, self.std))
         return f'mean={mean}, std={std}, bgr_to_rgb={self.reverse}'
 
+    def is_possible(self) -> bool:
+        """Whether it divides by nothing but positive numbers."""
+        return self.std is None or all(value > 0 for value in self.std)
+
     @property
     def effect(self) -> tuple:
         """The same for two that do the same."""
@@ -80,7 +84,7 @@ def alternatives(given: Preprocessing) -> list[Preprocessing]:
     ]  # fmt: skip
     seen, distinct = {given.effect}, []
     for other in found:
-        if other.effect not in seen and all(s > 0 for s in other.effect[2]):
+        if other.effect not in seen and other.is_possible():
             seen.add(other.effect)
             distinct.append(other)
     return distinct
