@@ -77,6 +77,7 @@ def test_structures_are_as_large_as_those_in_c():
     """Places and numbers of 8 bytes first keep the two languages' layouts the same."""
     sizes = {kind.__name__: ctypes.sizeof(kind) for kind in steps.KINDS}
     assert sizes == {
-        'ProductStep': 56, 'Sum': 104, 'Quantize': 80, 'Dequantize': 48, 'Copy': 56,
-        'MaxPool': 160, 'Upsample': 104, 'Flatten': 56, 'RoIAlign': 112,
+        'ProductStep': 80, 'Sum': 120, 'Quantize': 80, 'Dequantize': 56, 'Copy': 56,
+        'MaxPool': 160, 'Upsample': 104, 'Flatten': 56, 'RoIAlign': 120, 'Lookup': 72,
+        'Pairwise': 200, 'AvgPool': 184, 'Affine': 144,
     }  # fmt: skip
