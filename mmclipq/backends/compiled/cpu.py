@@ -35,7 +35,7 @@ class CpuBackend(CompiledBackend):
     """Codes of the reference through oneDNN and operators of our own; threads are torch's.
 
     Raises:
-        ClipQError: if the operators are not built, or the processor lacks VNNI.
+        ClipQError: if the operators are not built, or the processor lacks AVX2.
     """
 
     name = 'cpu'
