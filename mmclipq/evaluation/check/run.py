@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -20,9 +20,9 @@ from tqdm import tqdm
 from ...apis.calibration_data import config_batches, folder_batches
 from ...apis.quantize_checkpoint import DEFAULT_IMAGES, load_for_quantization
 from ...lowering.capture import evaluating
-from ..coco import Detections, MatchedBoxes, ground_truth
+from ..coco import MatchedBoxes, ground_truth
 from ..interval import average_precision
-from .images import Look, judge, judge_colour
+from .images import judge, judge_colour
 from .norms import (
     Misfit,
     NormRecorder,
@@ -35,14 +35,13 @@ from .norms import (
 )
 from .preprocessing import Preprocessing, alternatives, of_preprocessor, preprocessing
 from .processor import describe_processor
+from .seen import KEPT, PIXELS, Seen, look
 
 MAX_IMAGES = 64
 """Images that are looked at, however many calibrate."""
-KEPT = 16
-"""Images that are kept and looked at again, prepared in other ways."""
 LEAST_IMAGES = 4
 """Fewer images say nothing about statistics of batch norm."""
-BATCH_PIXELS = 8 * 416 * 416
+BATCHPIXELS = 8 * 416 * 416
 """Pixels of a batch whose own statistics are taken."""
 # In nats, see docs/accuracy.md: what healthy detectors gave, and what planted faults.
 CLEARLY_BETTER, LEAST_GAIN = 3.0, 0.01
@@ -68,28 +67,6 @@ class CheckReport:
         verdict = f'{count} finding{"s" if count > 1 else ""}' if count else 'nothing found'
         lines = [f'  {fact}' for fact in self.facts]
         return '\n'.join([f'check: {verdict}', *lines, *(f'! {text}' for text in self.findings)])
-
-
-@dataclass
-class _Seen:
-    """What a pass over images left.
-
-    Attributes:
-        looks: Of each image.
-        kept: The first batches.
-        norms: Inputs of the batch norms, and the pixels under :data:`_PIXELS`.
-        found: Detections in each image.
-        infos: Ground truth as a data set gives it; None if the images have none.
-    """
-
-    looks: list[Look] = field(default_factory=list)
-    kept: list[Any] = field(default_factory=list)
-    norms: NormRecorder = field(default_factory=NormRecorder)
-    found: list[Detections] = field(default_factory=list)
-    infos: list[dict[str, Any]] | None = field(default_factory=list)
-
-
-_PIXELS = 'pixels'
 
 
 class _Enough(Exception):
@@ -119,31 +96,6 @@ class _Check:
         self.report = CheckReport()
 
     @torch.no_grad()
-    def look(self, batches: Iterable[Any]) -> _Seen:
-        """Predict on the images of ``batches``, one image each."""
-        seen = _Seen()
-        with evaluating(self.model), recording(self.norms, seen.norms.add):
-            for batch in batches:
-                pixels = batch['inputs'][0]
-                seen.looks.append(Look.at(pixels))
-                seen.norms.next_batch()
-                seen.norms.add(_PIXELS, pixels[None].float())
-                (sample,) = self.model.test_step(copy.deepcopy(batch))
-                if len(seen.kept) < KEPT:
-                    seen.kept.append(batch)
-                # Data sets may share identifiers.
-                found = Detections.of(sample)._replace(image=len(seen.found))
-                seen.found.append(found)
-                instances = sample.get('instances')
-                if instances is None or seen.infos is None:
-                    seen.infos = None
-                    continue
-                height, width = sample.ori_shape[:2]
-                info = {'img_id': found.image, 'height': height, 'width': width}
-                seen.infos.append({**info, 'instances': instances})
-        return seen
-
-    @torch.no_grad()
     def first_norms(self, batches: Sequence[Any], names: Sequence[str]) -> float:
         """Mean misfit of the first norms' running statistics on these images."""
         recorder = NormRecorder()
@@ -167,7 +119,7 @@ class _Check:
         norm = self.norms[name]
         return misfit(recorder.statistics(name), running(norm), norm.eps)
 
-    def preprocessing(self, seen: _Seen) -> Preprocessing:
+    def preprocessing(self, seen: Seen) -> Preprocessing:
         """The preprocessing that the first batch norms were trained with, the config's or another.
 
         A better one than the config's is a finding.
@@ -177,7 +129,7 @@ class _Check:
             self.report.findings.append(
                 f'data_preprocessor: found {given.settings}, wanted standard deviations above 0'
             )
-        names = [name for name in seen.norms.names if name != _PIXELS][:1]
+        names = [name for name in seen.norms.names if name != PIXELS][:1]
         if not names:
             self.report.facts.append(
                 'normalization: not checked, the detector has no batch norm that could tell'
@@ -203,12 +155,12 @@ class _Check:
         return best
 
     @torch.no_grad()
-    def stale(self, seen: _Seen) -> None:
+    def stale(self, seen: Seen) -> None:
         """Name the batch norms whose running statistics are not those of their real inputs."""
         frozen = frozen_norms(self.model)
         recorder = NormRecorder()
         pixels = max(look.shape[0] * look.shape[1] for look in seen.looks)
-        size = max(2, min(8, BATCH_PIXELS // pixels))
+        size = max(2, min(8, BATCHPIXELS // pixels))
         watching = recording(self.norms, recorder.add)
         with evaluating(self.model), watching, own_statistics(self.norms):
             for start in range(0, len(seen.kept) - size + 1, size):
@@ -241,7 +193,7 @@ class _Check:
         )
 
     @staticmethod
-    def accuracy(seen: _Seen) -> float | None:
+    def accuracy(seen: Seen) -> float | None:
         """AP on the images seen; None if they have no annotations."""
         if seen.infos is None or not any(info['instances'] for info in seen.infos):
             return None
@@ -253,7 +205,7 @@ class _Check:
         metric.compute_metrics(seen.found)
         return average_precision(metric.matches)['AP']
 
-    def compare(self, seen: _Seen, tested: _Seen) -> bool:
+    def compare(self, seen: Seen, tested: Seen) -> bool:
         """Whether calibration and test images are alike, which the report says, too."""
         self.report.findings += judge_colour(seen.looks, tested.looks)
         apart = {
@@ -265,8 +217,8 @@ class _Check:
             for name in seen.norms.names
             if name in tested.norms.names
         }
-        pixels, middle = apart[_PIXELS], float(np.median(list(apart.values())))
-        first = next((value for name, value in apart.items() if name != _PIXELS), pixels)
+        pixels, middle = apart[PIXELS], float(np.median(list(apart.values())))
+        first = next((value for name, value in apart.items() if name != PIXELS), pixels)
         told = (
             f'pixels {pixels:.3f} nats apart, inputs of the first batch norm {first:.3f}, of the '
             f'median one {middle:.3f}'
@@ -280,12 +232,12 @@ class _Check:
         self.report.facts.append(f'calibration and test images are alike: {told}')
         return True
 
-    def test_images(self, cfg: Config) -> _Seen | None:
+    def test_images(self, cfg: Config) -> Seen | None:
         """Some images of the test set; None if there are none."""
         if not cfg.get('test_dataloader'):
             return None
         try:
-            return self.look(_test_batches(cfg, KEPT))
+            return look(self.model, self.norms, _test_batches(cfg, KEPT))
         except (FileNotFoundError, NotADirectoryError) as error:
             self.report.facts.append(f'test images: found none to compare with ({error})')
             return None
@@ -331,7 +283,7 @@ def check_checkpoint(
     batches = (
         config_batches(cfg, count) if calib_dir is None else folder_batches(cfg, calib_dir, count)
     )
-    seen = check.look(islice(batches, MAX_IMAGES))
+    seen = look(check.model, check.norms, islice(batches, MAX_IMAGES))
     report.findings += judge(seen.looks)
     if report.findings:
         report.facts.append('nothing else was checked, for want of images to check it with')
@@ -344,7 +296,7 @@ def check_checkpoint(
         )
     best = check.preprocessing(seen) if enough else given
     with preprocessing(model.data_preprocessor, best):
-        again = seen if best == given else check.look(seen.kept)
+        again = seen if best == given else look(check.model, check.norms, seen.kept)
         tested = check.test_images(cfg)
         alike = tested is None or check.compare(again, tested)
         if enough:
