@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..graph.islands import FUNCTION_NAMES, SHAPE_ATTRIBUTES
 from ..layers import ClipConv, ClipConvTranspose, ClipLinear
 from . import activations
-from .tracer import BOOKKEEPING, REASON
+from .tracer import AXES, BOOKKEEPING, REASON
 
 _ADDS = {operator.add, operator.iadd, torch.add}
 _MULS = {operator.mul, operator.imul, torch.mul}
@@ -91,7 +91,9 @@ def _read_module(node: fx.Node, module: nn.Module) -> Op:
         return _op('scale', x, factor=float(module.scale.detach()))
     if isinstance(module, nn.GroupNorm):
         return _op('group_norm', x, module=module)
-    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
+    # Of four axes the graph's channels are the second, the layer's the last.
+    rows = type(module) is nn.LayerNorm and node.meta.get(AXES) in (2, 3)
+    if rows and len(module.normalized_shape) == 1:
         return _op('layer_norm', x, module=module)
     if (activation := activations.of_module(module)) is not None:
         return _op('activation', x, **activation)

@@ -17,8 +17,9 @@ from ..graph.ir import GraphError
 from .activations import WHOLE
 from .proxies import Value, asks_for_emptiness, is_asserted, known_result
 
-REASON, BOOKKEEPING = 'reason', 'bookkeeping'
-"""Keys of a node's ``meta``: why a module is one step; whether a step is mere bookkeeping."""
+REASON, BOOKKEEPING, AXES = 'reason', 'bookkeeping', 'axes'
+"""Keys of a node's ``meta``: why a module is one step; whether a step is mere bookkeeping; how many
+axes its result has."""
 
 _VIEWS = {
     'view', 'reshape', 'permute', 'transpose', 'flatten', 'squeeze', 'unsqueeze', 'expand',
@@ -117,6 +118,8 @@ class Tracer(fx.Tracer):
             return proxy
         value = self.values[proxy.node] = self._execute(proxy.node)
         proxy.node.meta[BOOKKEEPING] = not isinstance(value, Tensor) and kind != 'call_module'
+        if isinstance(value, Tensor):
+            proxy.node.meta[AXES] = value.dim()
         return self._unpacked(proxy, value)
 
     def _check_call(self, kind: str, target: Any, args: Sequence[Any]) -> None:

@@ -6,10 +6,12 @@ import pytest
 import torch
 from mmcv.cnn import Scale
 from mmcv.cnn.bricks import HSigmoid, HSwish, Swish
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
-from mmclipq.lowering.plan import tied_groups
+from mmclipq.lowering.plan import make_plan, tied_groups
+from mmclipq.lowering.tracer import Tracer
+from mmclipq.prepare import prepare_model
 
 
 def conv(inputs=4, outputs=4, kernel=3, **options):
@@ -221,15 +223,22 @@ def test_average_pooling(plan, pool, options):
     assert unit.options == options
 
 
-@pytest.mark.parametrize(
-    ('norm', 'kind'),
-    [(nn.GroupNorm(2, 4), 'group_norm'), (nn.LayerNorm(8), 'layer_norm')],
-)
-def test_normalization_takes_the_activation_behind_it(plan, norm, kind):
-    found = plan(Net(lambda m, x: m.b(F.relu(m.n(m.a(x)))), n=norm))
-    assert kinds(found) == ['input', 'conv', kind, 'conv']
+def test_normalization_takes_the_activation_behind_it(plan):
+    found = plan(Net(lambda m, x: m.b(F.relu(m.n(m.a(x)))), n=nn.GroupNorm(2, 4)))
+    assert kinds(found) == ['input', 'conv', 'group_norm', 'conv']
     assert unit_named(found, 'n').options['activation'] == 'relu'
     assert unit_named(found, 'n').non_negative
+
+
+@pytest.mark.parametrize(
+    ('shape', 'kind'), [((2, 5, 8), 'layer_norm'), ((5, 8), 'layer_norm'), ((2, 3, 5, 8), 'float')]
+)
+def test_layer_norm_of_rows(shape, kind):
+    """Of four axes the graph's channels are the second, the layer's the last."""
+    net = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 4)).eval()
+    prepare_model(net)
+    graph = Tracer(('x',), (torch.randn(shape),)).trace(net)
+    assert kind in kinds(make_plan(fx.GraphModule(net, graph)))
 
 
 @pytest.mark.parametrize(
