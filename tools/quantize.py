@@ -1,7 +1,13 @@
 #!/usr/bin/env python
-"""Calibrate a float checkpoint and write the int8 detector as one ``.clipq`` file."""
+"""Calibrate a float checkpoint and write the int8 detector as one ``.clipq`` file.
+
+Checkpoint and calibration images are checked first: preprocessing, statistics of batch norm, what
+the images show. What is found is printed and stops nothing; ``--check`` does no more than that and
+exits with 1 if anything is found.
+"""
 
 import argparse
+import sys
 
 from _tool import run
 
@@ -9,10 +15,15 @@ from _tool import run
 def main(arguments: list[str]) -> None:
     from mmclipq.apis.clipq_flag import add_clipq_flag
 
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('config', help='detector config, with or without the clipq base')
     parser.add_argument('checkpoint', help='float checkpoint (.pth) of that detector')
-    parser.add_argument('--out', required=True, metavar='FILE.clipq', help='file to write')
+    parser.add_argument('--out', metavar='FILE.clipq', help='file to write')
+    checks = parser.add_mutually_exclusive_group()
+    checks.add_argument('--check', action='store_true', help='check, and write nothing')
+    checks.add_argument('--no-check', action='store_true', help='write without a check')
     parser.add_argument('--calib-images', type=int, help='number of images (default: 64)')
     parser.add_argument('--calib-dir', help='folder of images (default: the training set)')
     parser.add_argument('--device', default='cpu', help='where calibration runs')
@@ -21,17 +32,22 @@ def main(arguments: list[str]) -> None:
     )
     add_clipq_flag(parser)
     args = parser.parse_args(arguments)
+    if args.check == bool(args.out):
+        parser.error('wanted either --out FILE.clipq or --check')
 
-    from mmclipq.apis.mmdet_tools import check_device, check_file, find_config
+    from mmclipq.apis.mmdet_tools import check_device, check_file, check_out, find_config
 
     args.config = find_config(args.config)
     check_file(args.checkpoint, 'a float checkpoint (.pth)')
     check_device(args.device)
+    if args.out:
+        check_out(args.out, '.clipq')
 
     from mmengine.config import Config, DictAction
 
     from mmclipq.apis.clipq_config import with_clipq
     from mmclipq.apis.quantize_checkpoint import export_checkpoint
+    from mmclipq.evaluation.check import check_checkpoint
 
     cfg = Config.fromfile(args.config)
     if args.clipq is not None:
@@ -40,15 +56,17 @@ def main(arguments: list[str]) -> None:
         override = argparse.ArgumentParser()
         override.add_argument('--cfg-options', nargs='+', action=DictAction)
         cfg.merge_from_dict(override.parse_args(['--cfg-options', *args.cfg_options]).cfg_options)
-    summary = export_checkpoint(
-        cfg,
-        args.checkpoint,
-        args.out,
-        calib_images=args.calib_images,
-        calib_dir=args.calib_dir,
-        device=args.device,
-    )
-    print(summary)
+    options = {
+        'calib_images': args.calib_images,
+        'calib_dir': args.calib_dir,
+        'device': args.device,
+    }
+    if not args.no_check:
+        report = check_checkpoint(cfg, args.checkpoint, **options)
+        print(report)
+        if args.check:
+            sys.exit(1 if report.findings else 0)
+    print(export_checkpoint(cfg, args.checkpoint, args.out, **options))
 
 
 if __name__ == '__main__':
