@@ -81,6 +81,17 @@ def test_quantize_writes_what_test_evaluates(run, trained, tmp_path):
     assert 'coco/bbox_mAP:' in done.stdout + done.stderr
 
 
+def test_check_alone_writes_nothing_and_tells_by_its_exit(run, trained, tmp_path):
+    done = run('quantize.py', CONFIG, trained / 'epoch_1.pth', '--check', *SMALL)
+    assert done.returncode == 1, done.stderr[-2000:]
+    # After one epoch the detector finds nothing.
+    assert '! AP of float on 2 calibration images: 0.000, wanted a detector' in done.stdout
+    assert '  processor: ' in done.stdout
+    both = run('quantize.py', CONFIG, 'any.pth', '--check', '--out', tmp_path / 'a.clipq')
+    assert both.returncode == 2
+    assert 'wanted either --out FILE.clipq or --check' in both.stderr
+
+
 def test_test_against_a_float_checkpoint(run, trained, tmp_path):
     files = [trained / 'epoch_1_int8.clipq', '--int8', '--against', trained / 'epoch_1.pth']
     done = run('test.py', CONFIG, *files, '--work-dir', tmp_path, *SMALL)
