@@ -74,9 +74,11 @@ def test_missing_data_set_names_the_config(cfg):
 
 @pytest.mark.parametrize('count', [0, -3])
 def test_count_below_one(cfg, images, count):
-    for batches in (config_batches(cfg, count), folder_batches(cfg, images, count)):
-        with pytest.raises(ClipQError, match=f'--calib-images: found {count}, wanted at least 1'):
-            next(batches)
+    wanted = f'--calib-images: found {count}, wanted at least 1'
+    with pytest.raises(ClipQError, match=wanted):
+        next(config_batches(cfg, count))
+    with pytest.raises(ClipQError, match=wanted):
+        next(folder_batches(cfg, images, count))
 
 
 def test_test_time_augmentation_is_skipped(cfg):

@@ -67,7 +67,7 @@ class Comparison:
         inputs = wanted_inputs = (2 * torch.randn(shape[0], 3, *shape[1:]),)
         for ours, theirs in zip(self.ours, self.theirs, strict=True):
             wanted, found = theirs.codes(*wanted_inputs), ours.codes(*inputs)
-            assert list(found) == list(wanted)
+            assert found.keys() == wanted.keys()  # what runs in Python comes in another order
             assert not [name for name in found if not torch.equal(found[name], wanted[name])]
             # Without an observer nodes may be fused, and launches replayed.
             wanted = theirs.run(*wanted_inputs)

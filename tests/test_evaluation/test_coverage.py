@@ -128,15 +128,16 @@ wait()
 
 
 @pytest.mark.parametrize(
-    ('clock', 'body', 'seconds', 'words'),
+    ('clock', 'body', 'seconds', 'patience', 'words'),
     [
-        ('process_time', 'pass', 6, 'found no end after 6 seconds of processor time'),
-        ('time', 'time.sleep(0.1)', 1, 'found no end after 10 seconds'),
+        ('process_time', 'pass', 6, 10, 'found no end after 6 seconds of processor time'),
+        # Imports take seconds of the processor, too.
+        ('time', 'time.sleep(0.1)', 20, 0.5, 'found no end after 10 seconds'),
     ],
     ids=['busy', 'waiting'],
 )
-def test_endless_trial_is_ended(tmp_path, monkeypatch, clock, body, seconds, words):
-    monkeypatch.setattr(runs, '_PATIENCE', 10)
+def test_endless_trial_is_ended(tmp_path, monkeypatch, clock, body, seconds, patience, words):
+    monkeypatch.setattr(runs, '_PATIENCE', patience)
     config = write_config(tmp_path, '', ENDLESS.format(clock=clock, body=body))
     settings = Settings(seconds=seconds)
     start = time.monotonic()
