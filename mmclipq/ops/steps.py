@@ -54,12 +54,12 @@ class CudaProductStep(ctypes.Structure):
         maps=Maps,
         window=Window,
         src__dst__residual__sums__counters=Place,
-        weight__multiplier__bias__row_of__column_of=POINTER,
+        weight__multiplier__bias__row_of__column_of__outside__correction=POINTER,
         outputs__depth__groups=LONG,
         src_stride__dst_stride__residual_stride__residual_height__residual_width=LONG,
         src_signed__dst_kind__activation__residual_signed__residual_order=INT,
-        wide_dst__wide_residual__tile__splits=INT,
-        alpha__residual_scale=FLOAT,
+        wide_dst__wide_residual__tile__splits__src_offset__residual_offset__dst_offset=INT,
+        alpha__residual_scale__scale=FLOAT,
     )
 
 

@@ -7,6 +7,12 @@ from mmclipq.graph import ir
 
 S8, U8 = ir.TensorType(0), ir.TensorType(0, signed=False)
 TO_8 = ir.TensorType(3, signed=False)  # holds the upper bound of relu6
+
+
+def offset(code):
+    return ir.TensorType(0, signed=False, offset=code)
+
+
 # Name: input (N, C, H, W) and type, outputs, kernel, geometry, result, activation, residual.
 CASES = {
     'pixels and outputs that fill no tile': dict(x=(1, 33, 9, 7), outputs=80, kernel=1),
@@ -20,12 +26,20 @@ CASES = {
     ),
     'a head of 255 channels in float32': dict(x=(1, 96, 6, 6), outputs=255, kernel=1, out=ir.FLOAT),
     'relu6 of uint8 codes': dict(x=(1, 20, 8, 8), kind=U8, outputs=40, kernel=3, padding=(1, 1),
-                                 activation='relu6',
-        out=TO_8,
-        gain=4),
+                                 activation='relu6', out=TO_8, gain=4),
     'many steps of depth': dict(x=(1, 144, 5, 5), kind=U8, outputs=48, kernel=3, padding=(1, 1)),
     'a sum of a smaller map': dict(x=(2, 16, 9, 11), outputs=32, kernel=1, upsampled=(4, 6)),
     'an image': dict(x=(1, 3, 21, 19), outputs=34, kernel=7, padding=(3, 3), stride=(2, 2)),
+    'codes with offsets': dict(
+        x=(2, 24, 7, 9), kind=offset(16), outputs=40, kernel=3, padding=(1, 2), stride=(2, 1),
+        out=offset(64), activation='leaky_relu', residual=offset(8),
+    ),
+    'an image with an offset': dict(x=(1, 3, 9, 12), kind=offset(64), outputs=20, kernel=3,
+                                    padding=(1, 1), out=ir.FLOAT),
+    'a smooth activation': dict(x=(1, 40, 6, 7), outputs=72, kernel=1, activation='silu',
+                                out=offset(32), residual=S8, residual_last=True),
+    'a smooth activation in float32': dict(x=(1, 18, 5, 7), kind=offset(8), outputs=33, kernel=3,
+                                           activation='gelu', residual=U8, out=ir.FLOAT),
     'one channel': dict(x=(1, 1, 9, 12), kind=U8, outputs=16, kernel=3, padding=(0, 2)),
 }  # fmt: skip
 
@@ -53,7 +67,7 @@ def graph_of(
         'b': torch.randint(-64, 64, (outputs,), generator=g) / 256,
     }
     nodes = [ir.Input('in', ir.FLOAT), ir.Quantize('x', kind, 'in')]
-    inputs = [codes.float() * 2.0**kind.step_exponent]
+    inputs = [(codes - kind.offset).float() * 2.0**kind.step_exponent]
     options = dict(activation=activation, slope=0.125, **geometry)
     name = None
     if upsampled is not None:

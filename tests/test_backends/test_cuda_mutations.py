@@ -13,20 +13,21 @@ from emulation import ORDERS, SOURCES, EmulatedBackend, compile_emulation, set_o
 
 from mmclipq.ops.cuda.library import CudaLibrary
 
-CONV, PRODUCT, EMULATION = 'conv.cuh', 'product.cuh', 'emulation.h'
+CONV, SOURCE, PRODUCT = 'conv.cuh', 'conv_source.cuh', 'product.cuh'
+ACTIVATIONS, DEVICE, EMULATION = 'activations.cuh', 'device.cuh', 'emulation.h'
 SPLIT_END = '(device::block_z() + 1) / p.splits)'
 # Name: file, what stands in it, and what is planted instead.
 BUGS = {
-    'padding forgotten': (CONV, 'y * p.step_y - p.padding_y', 'y * p.step_y'),
-    'stride of columns for rows': (CONV, 'y * p.step_y - ', 'y * p.step_x - '),
-    'dilation forgotten': (CONV, 's * p.dilation_x', 's'),
+    'padding forgotten': (SOURCE, 'y * p.step_y - p.padding_y', 'y * p.step_y'),
+    'stride of columns for rows': (SOURCE, 'y * p.step_y - ', 'y * p.step_x - '),
+    'dilation forgotten': (SOURCE, 's * p.dilation_x', 's'),
     'copies not awaited': (CONV, 'wait<kStages - 2>', 'wait<kStages - 1>'),
     'no barrier before buffers are used again': (CONV, 'device::synchronize();  // this', '//'),
     'the wrong buffer read': (CONV, 'int reads = 0', 'int reads = 1'),
     'lanes name the wrong lines': (CONV, 'i * 16 + (lane & 15)', 'i * 16 + (lane & 7)'),
-    'weights of the next output': (CONV, 'first_output + line + i', 'first_output + 1 + line + i'),
-    'channels of the next tap': (CONV, 'channel -= p.channels;', 'channel -= p.channels - 16;'),
-    'taps of few channels mixed': (CONV, 'chunk) + v * 4, from', 'chunk) + (v ^ 1) * 4, from'),
+    'weights of the next output': (SOURCE, 'first_output + line + i', 'first_output + 1 + line + i'),
+    'channels of the next tap': (SOURCE, 'channel -= p.channels;', 'channel -= p.channels - 16;'),
+    'taps of few channels mixed': (SOURCE, 'chunk) + v * 4, from', 'chunk) + (v ^ 1) * 4, from'),
     'a split reads one step too few': (CONV, SPLIT_END, f'{SPLIT_END} - (p.splits > 1)'),
     'split sums stay': (CONV, '*sum = 0;', ''),
     'the ticket stays': (CONV, 'if (t == 0) p.counters[tile] = 0;', ''),
@@ -38,9 +39,15 @@ BUGS = {
         'p.row_of[row]',
         'row * p.residual_height / p.rows / 2',
     ),
-    'residual on the wrong side': (PRODUCT, '== kBeforeActivation) v', '== kAfterActivation) v'),
+    'residual on the wrong side': (PRODUCT, '== kBeforeActivation ?', '== kAfterActivation ?'),
     'bias twice': (PRODUCT, 'device::from_int(acc), m), b)', 'device::from_int(acc), m), b + b)'),
-    'no upper bound of relu6': (PRODUCT, 'v = v < p.alpha ? v : p.alpha;', ''),
+    'no upper bound of relu6': (ACTIVATIONS, 'return v < alpha ? v : alpha;', 'return v;'),
+    'zeros outside where a code stands for zero': (SOURCE, 'return p.outside;', 'inside = false;'),
+    'correction forgotten': (CONV, 'sums[i][j][e] + correction[e & 1]', 'sums[i][j][e]'),
+    'offset of the residual forgotten': (PRODUCT, ' - p.residual_offset', ''),
+    'offset of the result forgotten': (DEVICE, '(steps + offset)', '(steps)'),
+    'a smooth activation in values of the next thread': (CONV, '+ device::thread();', '+ 1;'),
+    'steps for values after a smooth activation': (PRODUCT, 'device::mul(v, p.scale)', 'v'),
     'ties away from zero': (EMULATION, 'std::nearbyint(', 'std::round('),
 }
 

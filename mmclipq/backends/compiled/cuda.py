@@ -15,7 +15,6 @@ from ...graph import ir
 from ...ops.cuda import library as cuda_library
 from ...ops.cuda.products import CudaProduct
 from ...ops.cuda.tiles import Choice, fastest
-from ...ops.layer import SCALABLE
 from ...ops.program import Slot, memory_format
 from ...ops.steps import CudaProductStep
 from ..base import register_backend
@@ -27,10 +26,6 @@ MAX_SHAPES = 16
 first."""
 _MEASURED = 6  # tiles that are tried of each product, the best by estimate
 _ALIGNMENT = 64
-_WITH_KERNELS = (
-    ir.Quantize, ir.Dequantize, ir.Requantize, ir.Conv, ir.Linear, ir.Add, ir.Concat, ir.MaxPool,
-    ir.Upsample, ir.Flatten, ir.RoIAlign,
-)  # fmt: skip
 
 
 @dataclass
@@ -89,12 +84,6 @@ class CudaBackend(CompiledBackend):
         return cuda_library.why_unavailable() or (
             '' if torch.cuda.is_available() else 'torch finds no GPU; use --device cpu'
         )
-
-    def has_step(self, node: ir.Node) -> bool:
-        types = [node.type, *(self.types[name] for name in node.inputs)]
-        scalable = getattr(node, 'activation', 'identity') in SCALABLE
-        scalable &= not getattr(node, 'covering', False)
-        return isinstance(node, _WITH_KERNELS) and scalable and not any(t.offset for t in types)
 
     def _planned_for(
         self, part: Part, shapes: tuple[torch.Size, ...], planes: frozenset[str], watched: bool

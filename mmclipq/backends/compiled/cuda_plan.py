@@ -85,8 +85,8 @@ class CudaPlanner(Planner):
             slot.stride = stored_channels(slot.channels)
         return slot
 
-    def _indices(self, node: ir.Upsample) -> list[torch.Tensor]:
-        return [source.to(self._device) for source in self._sources(node)]
+    def _on_device(self, values: torch.Tensor) -> torch.Tensor:
+        return values.to(self._device)
 
     def _plan_upsample(self, node: ir.Upsample) -> None:
         if node.name not in self._read_in_place:
@@ -126,7 +126,7 @@ class CudaPlanner(Planner):
         if name in self._read_in_place:
             upsample = self._by_name[name]
             name = upsample.x
-            rows, columns = self._indices(upsample)
+            rows, columns = map(self._on_device, self._sources(upsample))
             kept += [rows, columns]
             step.row_of, step.column_of = rows.data_ptr(), columns.data_ptr()
             step.residual_height, step.residual_width = self.shapes[name][2:]

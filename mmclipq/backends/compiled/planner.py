@@ -120,6 +120,10 @@ class Planner(Shapes, ABC):
         """Whether ``node`` can write into the channels of ``whole`` from ``channel`` on."""
         return True
 
+    def _on_device(self, values: torch.Tensor) -> torch.Tensor:
+        """``values`` where steps read them."""
+        return values
+
     def _result(self, node: ir.Node) -> Slot:
         """The slot that ``node`` writes."""
         if node.name not in self.slots:
@@ -218,7 +222,7 @@ class Planner(Shapes, ABC):
         codes = torch.arange(256).to(torch.uint8)  # as bytes
         values = codes.view(fp.code_dtype(kind.signed)).float().sub_(kind.offset)
         table = activate(values.mul_(step_of(kind)), node.activation, node.slope)
-        table = result(table, node.type).contiguous()
+        table = self._on_device(result(table, node.type).contiguous())
         step = steps.Lookup(rows=dst.rows, table=table.data_ptr(), size=table.itemsize)
         self.program.add(step, {'src': self.slots[node.x], 'dst': dst}, table)
 
@@ -226,7 +230,7 @@ class Planner(Shapes, ABC):
         (images, channels, height, width), dst = self.shapes[node.x], self._result(node)
         kind = self._types[node.x]
         heights, widths = pool_counts(node, height, width)
-        inverse = (1.0 / (heights[:, None] * widths)).float().contiguous()
+        inverse = self._on_device((1.0 / (heights[:, None] * widths)).float().contiguous())
         whole = node.kernel is None
         step = steps.AvgPool(
             images=images, height=height, width=width, channels=channels, rows=dst.shape[2],
@@ -296,13 +300,9 @@ class Planner(Shapes, ABC):
         )  # fmt: skip
         self.program.add(step, {'src': self.slots[node.x], 'dst': dst})
 
-    def _indices(self, node: ir.Upsample | ir.Slice) -> list[torch.Tensor]:
-        """:meth:`_sources` where the device reads them."""
-        return self._sources(node)
-
     def _plan_upsample(self, node: ir.Upsample | ir.Slice) -> None:
         (images, channels, height, width), dst = self.shapes[node.x], self._result(node)
-        rows, columns = self._indices(node)
+        rows, columns = map(self._on_device, self._sources(node))
         step = steps.Upsample(
             images=images, height=height, width=width, rows=len(rows), columns=len(columns),
             channels=channels, stride=dst.stride, row_of=rows.data_ptr(),

@@ -37,8 +37,12 @@ CLIPQ_DEVICE void store_chunk(uint8_t *to, const Chunk &chunk, int count, bool a
   }
 }
 
-CLIPQ_DEVICE float code_value(uint8_t code, int32_t is_signed) {
-  return device::from_int(is_signed ? static_cast<int8_t>(code) : code);
+CLIPQ_DEVICE int code_steps(uint8_t code, int32_t is_signed, int32_t offset) {
+  return (is_signed ? static_cast<int8_t>(code) : code) - offset;
+}
+
+CLIPQ_DEVICE float code_value(uint8_t code, int32_t is_signed, int32_t offset) {
+  return device::from_int(code_steps(code, is_signed, offset));
 }
 
 inline bool is_aligned(const void *pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }

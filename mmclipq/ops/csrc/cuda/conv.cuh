@@ -8,8 +8,12 @@
 //
 // Of split products each block adds its sums to those in global memory, and the last one to come
 // finishes. Integer sums do not depend on their order: every tile and split gives the same results.
+//
+// A thread finishes its sums eight outputs at a time. Smooth activations are a function that is called
+// with values in shared memory: their code is long, and a loop cannot count registers.
 #pragma once
 
+#include "conv_source.cuh"
 #include "product.cuh"
 
 template <int kPixels_, int kOutputs_, int kWarpsM, int kWarpsN, int kStages, bool kNarrow,
@@ -26,8 +30,9 @@ struct ConvKernel {
   static constexpr int kTilesM = kWarpPixels / 16, kTilesN = kWarpOutputs / 8;
   static constexpr int kStage = (kPixels + kOutputs) * kDepth;
   static constexpr int kLine = kOutputs + 16;  // of results, apart from the banks of the next line
-  static constexpr int kShared =
-      kStage * kStages > kPixels * kLine ? kStage * kStages : kPixels * kLine;
+  static constexpr int kValues = kTilesM * 4;      // of a thread that are finished at a time
+  static constexpr int kFinish = kPixels * kLine + kValues * kThreads * 4;
+  static constexpr int kShared = kStage * kStages > kFinish ? kStage * kStages : kFinish;
   // Each thread copies the same chunk of every kLines-th line.
   static constexpr int kLines = kThreads / 4;
   static constexpr int kPassesM = (kPixels + kLines - 1) / kLines;
@@ -35,6 +40,7 @@ struct ConvKernel {
   static_assert(kTilesN % 2 == 0, "matrices of weights are loaded in pairs");
 
   using Sums = int[kTilesM][kTilesN][4];
+  using Values = float[kTilesM][4];  // of one of the kTilesN; pixel half h, output e at [2 * h + e]
 
   // Calls body(i, j, e) for each sum of a thread, unrolled so that sums stay in registers.
   template <typename Body>
@@ -52,82 +58,6 @@ struct ConvKernel {
   static CLIPQ_DEVICE int place(int line, int chunk) {
     return line * kDepth + ((chunk ^ ((line >> 1) & 3)) << 4);
   }
-
-  // What a thread copies: its lines' windows, and its chunk's tap and channel.
-  struct Source {
-    int line, chunk, first_output;
-    int top[kPassesM], left[kPassesM];
-    int64_t first[kPassesM];  // pixel at the window's corner
-    int row, column, channel;
-
-    CLIPQ_DEVICE void start(const Args &p, int first_pixel, int output, int step) {
-      line = device::thread() >> 2;
-      chunk = device::thread() & 3;
-      first_output = output;
-      CLIPQ_UNROLL
-      for (int i = 0; i < kPassesM; ++i) {
-        const int l = line + i * kLines, m = first_pixel + l;
-        const int image = m / (p.rows * p.columns), rest = m - image * p.rows * p.columns;
-        const int y = rest / p.columns, x = rest - y * p.columns;
-        // Far outside, where no tap of the kernel reaches the image.
-        top[i] = m < p.pixels && l < kPixels ? y * p.step_y - p.padding_y : -(1 << 28);
-        left[i] = x * p.step_x - p.padding_x;
-        first[i] = (static_cast<int64_t>(image) * p.height + top[i]) * p.width + left[i];
-      }
-      const int depth = step * kDepth + chunk * 16, tap = depth / p.channels;
-      channel = depth - tap * p.channels;
-      row = tap / p.kernel_x;
-      column = tap - row * p.kernel_x;
-    }
-
-    CLIPQ_DEVICE const uint8_t *find(const Args &p, int i, int r, int s, int c, bool &inside) const {
-      const int y = r * p.dilation_y, x = s * p.dilation_x;
-      inside = r < p.kernel_y && static_cast<unsigned>(top[i] + y) < static_cast<unsigned>(p.height) &&
-               static_cast<unsigned>(left[i] + x) < static_cast<unsigned>(p.width);
-      if (!inside) return p.src;
-      return p.src + (first[i] + static_cast<int64_t>(y) * p.width + x) * p.src_stride + c;
-    }
-
-    // Starts the copies of one step; wide steps must come in order.
-    CLIPQ_DEVICE void copy(const Args &p, int step, uint8_t *stage) {
-      bool inside;
-      if (kNarrow) {  // a pixel has 4 channels, so a chunk holds four taps
-        CLIPQ_UNROLL
-        for (int v = 0; v < 4; ++v) {
-          const int tap = step * 16 + chunk * 4 + v, r = tap / p.kernel_x, s = tap - r * p.kernel_x;
-          CLIPQ_UNROLL
-          for (int i = 0; i < kPassesM; ++i) {
-            if (kPassesM * kLines != kPixels && line + i * kLines >= kPixels) continue;
-            const uint8_t *from = find(p, i, r, s, 0, inside);
-            device::copy4(stage + place(line + i * kLines, chunk) + v * 4, from, inside);
-          }
-        }
-      } else {
-        CLIPQ_UNROLL
-        for (int i = 0; i < kPassesM; ++i) {
-          if (kPassesM * kLines != kPixels && line + i * kLines >= kPixels) continue;
-          const uint8_t *from = find(p, i, row, column, channel, inside);
-          device::copy16(stage + place(line + i * kLines, chunk), from, inside);
-        }
-        channel += kDepth;
-        while (channel >= p.channels) {
-          channel -= p.channels;
-          if (++column == p.kernel_x) {
-            column = 0;
-            ++row;
-          }
-        }
-      }
-      uint8_t *weights = stage + kPixels * kDepth;
-      CLIPQ_UNROLL
-      for (int i = 0; i < kPassesN; ++i) {
-        if (kPassesN * kLines != kOutputs && line + i * kLines >= kOutputs) continue;
-        const int64_t output = first_output + line + i * kLines;
-        device::copy16(weights + place(line + i * kLines, chunk),
-                       p.weight + output * p.depth + step * kDepth + chunk * 16, true);
-      }
-    }
-  };
 
   static CLIPQ_DEVICE void multiply(const uint8_t *stage, int warp_m, int warp_n, Sums &sums) {
     const int lane = device::thread() & 31;
@@ -183,18 +113,70 @@ struct ConvKernel {
     return true;
   }
 
-  static CLIPQ_DEVICE void store_floats(const Args &p, int pixel, int output, const Sums &sums) {
-    float *dst = static_cast<float *>(p.dst);
-    each([&](int i, int j, int e) {
-      const int m = pixel + i * 16 + (e >> 1) * 8, n = output + j * 8 + (e & 1);
-      if (m >= p.pixels || n >= p.outputs) return;
-      float r = 0.0f;
-      if (p.residual_order) {
-        r = residual_value(p, p.residual[residual_pixel(p, m) * p.residual_stride + n]);
+  // A thread's values pass through its slots of shared memory.
+  static CLIPQ_DEVICE void activate_all(const Args &p, uint8_t *shared, Values &values) {
+    float *slots = reinterpret_cast<float *>(shared + kPixels * kLine) + device::thread();
+    CLIPQ_UNROLL
+    for (int k = 0; k < kValues; ++k) slots[k * kThreads] = values[k >> 2][k & 3];
+    activate_slots(p.activation, p.alpha, slots, kValues, kThreads);
+    CLIPQ_UNROLL
+    for (int k = 0; k < kValues; ++k) values[k >> 2][k & 3] = slots[k * kThreads];
+  }
+
+  // What follows the sums of eight outputs: `residual(i, h, e)` is the value that is added.
+  template <typename Residual>
+  static CLIPQ_DEVICE void finish_all(const Args &p, uint8_t *shared, int output, int j,
+                                      const Sums &sums, Residual residual, Values &values) {
+    float m[2], b[2];
+    int correction[2];
+    CLIPQ_UNROLL
+    for (int e = 0; e < 2; ++e) {
+      const int n = output + j * 8 + e;
+      m[e] = n < p.outputs ? p.multiplier[n] : 0.0f;
+      b[e] = n < p.outputs ? p.bias[n] : 0.0f;
+      correction[e] = p.correction != nullptr && n < p.outputs ? p.correction[n] : 0;
+    }
+    CLIPQ_UNROLL
+    for (int i = 0; i < kTilesM; ++i) {
+      CLIPQ_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        const int acc = sums[i][j][e] + correction[e & 1];
+        values[i][e] = begin(p, acc, m[e & 1], b[e & 1], residual(i, e >> 1, e & 1));
       }
-      dst[static_cast<int64_t>(m) * p.dst_stride + n] =
-          finish(p, sums[i][j][e], p.multiplier[n], p.bias[n], r);
-    });
+    }
+    if (is_smooth(p.activation)) activate_all(p, shared, values);
+    CLIPQ_UNROLL
+    for (int i = 0; i < kTilesM; ++i) {
+      CLIPQ_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        values[i][e] = finish(p, values[i][e], residual(i, e >> 1, e & 1));
+      }
+    }
+  }
+
+  static CLIPQ_DEVICE void store_floats(const Args &p, uint8_t *shared, int pixel, int output,
+                                        const Sums &sums) {
+    float *dst = static_cast<float *>(p.dst);
+    CLIPQ_UNROLL
+    for (int j = 0; j < kTilesN; ++j) {
+      const auto residual = [&](int i, int h, int e) {
+        const int m = pixel + i * 16 + h * 8, n = output + j * 8 + e;
+        if (p.residual_order == kNone || m >= p.pixels || n >= p.outputs) return 0.0f;
+        return residual_value(p, p.residual[residual_pixel(p, m) * p.residual_stride + n]);
+      };
+      Values values;
+      finish_all(p, shared, output, j, sums, residual, values);
+      CLIPQ_UNROLL
+      for (int i = 0; i < kTilesM; ++i) {
+        CLIPQ_UNROLL
+        for (int e = 0; e < 4; ++e) {
+          const int m = pixel + i * 16 + (e >> 1) * 8, n = output + j * 8 + (e & 1);
+          if (m < p.pixels && n < p.outputs) {
+            dst[static_cast<int64_t>(m) * p.dst_stride + n] = values[i][e];
+          }
+        }
+      }
+    }
   }
 
   // Residual codes to the lines where the results will lie.
@@ -249,7 +231,7 @@ struct ConvKernel {
     const int begin = static_cast<int>(steps * device::block_z() / p.splits);
     const int end = static_cast<int>(steps * (device::block_z() + 1) / p.splits);
 
-    Source source;
+    ConvSource<ConvKernel> source;
     source.start(p, first_pixel, first_output, begin);
     Sums sums;
     each([&](int i, int j, int e) { sums[i][j][e] = 0; });
@@ -274,34 +256,30 @@ struct ConvKernel {
 
     const int line = warp_m * kWarpPixels + (lane >> 2), column = warp_n * kWarpOutputs + (lane & 3) * 2;
     if (p.dst_kind == kFloat) {
-      store_floats(p, first_pixel + line, first_output + column, sums);
+      store_floats(p, shared, first_pixel + line, first_output + column, sums);
       return;
     }
     if (p.residual_order) load_residual(p, first_pixel, first_output, shared);
     CLIPQ_UNROLL
     for (int j = 0; j < kTilesN; ++j) {
-      float m[2], b[2];
-      CLIPQ_UNROLL
-      for (int e = 0; e < 2; ++e) {
-        const int n = first_output + column + j * 8 + e;
-        m[e] = n < p.outputs ? p.multiplier[n] : 0.0f;
-        b[e] = n < p.outputs ? p.bias[n] : 0.0f;
-      }
+      uint8_t *lines = shared + line * kLine + column + j * 8;
+      const auto residual = [&](int i, int h, int e) {
+        return p.residual_order ? residual_value(p, lines[(i * 16 + h * 8) * kLine + e]) : 0.0f;
+      };
+      Values values;
+      finish_all(p, shared, first_output + column, j, sums, residual, values);
       CLIPQ_UNROLL
       for (int i = 0; i < kTilesM; ++i) {
         CLIPQ_UNROLL
         for (int h = 0; h < 2; ++h) {
-          uint16_t *pair = reinterpret_cast<uint16_t *>(shared + (line + i * 16 + h * 8) * kLine +
-                                                        column + j * 8);
-          const uint32_t added = p.residual_order ? *pair : 0;
           uint32_t codes = 0;
           CLIPQ_UNROLL
           for (int e = 0; e < 2; ++e) {
-            const float r = residual_value(p, static_cast<uint8_t>(added >> (8 * e)));
-            const float v = finish(p, sums[i][j][h * 2 + e], m[e], b[e], r);
-            codes |= device::to_code(v, p.dst_kind == kInt8) << (8 * e);
+            const float v = values[i][2 * h + e];
+            codes |= to_code(v, p.dst_kind == kInt8, p.dst_offset) << (8 * e);
           }
-          *pair = static_cast<uint16_t>(codes);
+          *reinterpret_cast<uint16_t *>(lines + (i * 16 + h * 8) * kLine) =
+              static_cast<uint16_t>(codes);
         }
       }
     }

@@ -14,8 +14,10 @@
 #include <string>
 
 #define CLIPQ_DEVICE __device__ __forceinline__
+#define CLIPQ_CALLED __device__ __noinline__
 #define CLIPQ_HOST_DEVICE __host__ __device__ __forceinline__
 #define CLIPQ_UNROLL _Pragma("unroll")
+#define CLIPQ_ROLLED _Pragma("unroll 1")
 
 using ClipqStream = cudaStream_t;
 
@@ -112,17 +114,17 @@ CLIPQ_DEVICE float add(float a, float b) { return __fadd_rn(a, b); }
 CLIPQ_DEVICE float sub(float a, float b) { return __fsub_rn(a, b); }
 CLIPQ_DEVICE float div(float a, float b) { return __fdiv_rn(a, b); }
 CLIPQ_DEVICE float square_root(float a) { return __fsqrt_rn(a); }
+CLIPQ_DEVICE float to_float(double v) { return __double2float_rn(v); }
+CLIPQ_DEVICE double from_long(int64_t v) { return __ll2double_rn(v); }
+CLIPQ_DEVICE double mul(double a, double b) { return __dmul_rn(a, b); }
+CLIPQ_DEVICE double add(double a, double b) { return __dadd_rn(a, b); }
+CLIPQ_DEVICE double sub(double a, double b) { return __dsub_rn(a, b); }
+CLIPQ_DEVICE double div(double a, double b) { return __ddiv_rn(a, b); }
+CLIPQ_DEVICE double square_root(double a) { return __dsqrt_rn(a); }
 
-// Rounded half to even and saturated; the code in the lowest byte.
-CLIPQ_DEVICE uint32_t to_code(float v, bool is_signed) {
-  uint32_t code;
-  if (is_signed) {
-    asm("cvt.rni.sat.s8.f32 %0, %1;" : "=r"(code) : "f"(v));
-  } else {
-    asm("cvt.rni.sat.u8.f32 %0, %1;" : "=r"(code) : "f"(v));
-  }
-  return code & 255u;
-}
+CLIPQ_DEVICE uint32_t bits_of(float v) { return __float_as_uint(v); }
+CLIPQ_DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
+CLIPQ_DEVICE int rounded(float v) { return __float2int_rn(v); }  // half to even, saturated
 
 // Largest of each of four codes.
 CLIPQ_DEVICE uint32_t largest4(uint32_t a, uint32_t b, bool is_signed) {
@@ -178,3 +180,12 @@ void launch_blocks(const typename Kernel::Args &args, int x, int y, int z, Clipq
 }  // namespace device
 
 #endif  // CLIPQ_EMULATION
+
+// The code of a value in steps: rounded half to even, the offset added, saturated.
+CLIPQ_DEVICE uint32_t to_code(float v, bool is_signed, int32_t offset) {
+  const int low = (is_signed ? -128 : 0) - offset, high = low + 255;
+  int steps = device::rounded(v);
+  steps = steps > low ? steps : low;
+  steps = steps < high ? steps : high;
+  return static_cast<uint32_t>(steps + offset) & 255u;
+}

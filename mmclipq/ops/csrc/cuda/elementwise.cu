@@ -1,6 +1,7 @@
 // Sums, conversions and copies of codes, as the reference backend computes them: each float32
 // operation rounded on its own, none contracted.
 
+#include "activations.cuh"
 #include "chunk.cuh"
 #include "steps.cuh"
 
@@ -21,16 +22,13 @@ struct Sum {
     Chunk result{};
     CLIPQ_UNROLL
     for (int e = 0; e < kChunk; ++e) {
-      float v = device::mul(code_value(x.get(e), spec.a_signed), spec.a_step);
+      float v = device::mul(code_value(x.get(e), spec.a_signed, spec.a_offset), spec.a_step);
       if (b != nullptr) {
-        v = device::add(v, device::mul(code_value(y.get(e), spec.b_signed), spec.b_step));
+        const float other = code_value(y.get(e), spec.b_signed, spec.b_offset);
+        v = device::add(v, device::mul(other, spec.b_step));
       }
-      if (spec.activation == kReLU) v = v > 0.0f ? v : device::mul(v, spec.alpha);
-      if (spec.activation == kClip) {
-        v = v > 0.0f ? v : 0.0f;
-        v = v < spec.alpha ? v : spec.alpha;
-      }
-      result.put(e, device::to_code(device::mul(v, spec.scale), spec.dst_signed != 0));
+      v = device::mul(clip_value(spec.activation, v, spec.alpha), spec.scale);
+      result.put(e, to_code(v, spec.dst_signed != 0, spec.dst_offset));
     }
     store_chunk(dst + to, result, count, aligned);
   }
@@ -50,7 +48,8 @@ struct Quantize {
     CLIPQ_UNROLL
     for (int e = 0; e < kChunk; ++e) {
       if (e >= count) break;
-      result.put(e, device::to_code(device::mul(src[from + e], spec.scale), spec.dst_signed != 0));
+      const float v = device::mul(src[from + e], spec.scale);
+      result.put(e, to_code(v, spec.dst_signed != 0, spec.dst_offset));
     }
     store_chunk(dst + to, result, count, aligned);
   }
@@ -68,7 +67,7 @@ struct QuantizePlanes {
     uint8_t *to = dst + i * spec.rows.stride;
     for (int64_t c = 0; c < spec.rows.channels; ++c) {
       const float v = device::mul(from[c * spec.pixels], spec.scale);
-      to[c] = static_cast<uint8_t>(device::to_code(v, spec.dst_signed != 0));
+      to[c] = static_cast<uint8_t>(to_code(v, spec.dst_signed != 0, spec.dst_offset));
     }
   }
 };
@@ -79,7 +78,21 @@ struct Dequantize {
   float *dst;
 
   CLIPQ_DEVICE void operator()(int64_t i) const {
-    dst[i] = device::mul(code_value(src[i], spec.src_signed), spec.step);
+    dst[i] = device::mul(code_value(src[i], spec.src_signed, spec.src_offset), spec.step);
+  }
+};
+
+// One item per thread, which reads 1 byte and writes 1 or 4: what a table says of its code.
+template <typename Item>
+struct Lookup {
+  ClipqRows rows;
+  const Item *table;
+  const uint8_t *src;
+  Item *dst;
+
+  CLIPQ_DEVICE void operator()(int64_t i) const {
+    const int64_t row = i / rows.channels;
+    dst[row * rows.stride + (i - row * rows.channels)] = table[src[i]];
   }
 };
 
@@ -129,6 +142,7 @@ void clipq_launch(const ClipqSum &spec, const ClipqBuffers &buffers, ClipqStream
   Sum body{spec, Chunks(spec.rows), buffers.at<const uint8_t>(spec.a),
            buffers.at<const uint8_t>(spec.b), buffers.at<uint8_t>(spec.dst), false};
   const void *b = body.b == nullptr ? body.a : body.b;
+  if (is_smooth(spec.activation)) return launch_smooth_sum(spec, body.a, body.b, body.dst, stream);
   body.aligned = whole_chunks(body.chunks.length, body.chunks.stride, body.a, b, body.dst);
   device::launch_items(body, body.chunks.count, stream);
 }
@@ -148,6 +162,20 @@ void clipq_launch(const ClipqQuantize &spec, const ClipqBuffers &buffers, ClipqS
 void clipq_launch(const ClipqDequantize &spec, const ClipqBuffers &buffers, ClipqStream stream) {
   const Dequantize body{spec, buffers.at<const uint8_t>(spec.src), buffers.at<float>(spec.dst)};
   device::launch_items(body, spec.count, stream);
+}
+
+void clipq_launch(const ClipqLookup &spec, const ClipqBuffers &buffers, ClipqStream stream) {
+  const auto *src = buffers.at<const uint8_t>(spec.src);
+  const int64_t count = spec.rows.rows * spec.rows.channels;
+  if (spec.size == 1) {
+    const Lookup<uint8_t> body{spec.rows, static_cast<const uint8_t *>(spec.table), src,
+                               buffers.at<uint8_t>(spec.dst)};
+    device::launch_items(body, count, stream);
+  } else {
+    const Lookup<float> body{spec.rows, static_cast<const float *>(spec.table), src,
+                             buffers.at<float>(spec.dst)};
+    device::launch_items(body, count, stream);
+  }
 }
 
 void clipq_launch(const ClipqCopy &spec, const ClipqBuffers &buffers, ClipqStream stream) {

@@ -13,8 +13,10 @@
 #include <type_traits>
 
 #define CLIPQ_DEVICE inline
+#define CLIPQ_CALLED inline
 #define CLIPQ_HOST_DEVICE inline
 #define CLIPQ_UNROLL
+#define CLIPQ_ROLLED
 
 using ClipqStream = void *;
 
@@ -94,11 +96,26 @@ inline float add(float a, float b) { return a + b; }
 inline float sub(float a, float b) { return a - b; }
 inline float div(float a, float b) { return a / b; }
 inline float square_root(float a) { return std::sqrt(a); }
+inline float to_float(double v) { return static_cast<float>(v); }
+inline double from_long(int64_t v) { return static_cast<double>(v); }
+inline double mul(double a, double b) { return a * b; }
+inline double add(double a, double b) { return a + b; }
+inline double sub(double a, double b) { return a - b; }
+inline double div(double a, double b) { return a / b; }
+inline double square_root(double a) { return std::sqrt(a); }
 
-inline uint32_t to_code(float v, bool is_signed) {
-  const float low = is_signed ? -128.0f : 0.0f, high = is_signed ? 127.0f : 255.0f;
-  const float rounded = std::nearbyint(std::min(std::max(v, low), high));
-  return static_cast<uint32_t>(static_cast<int>(rounded)) & 255u;
+inline uint32_t bits_of(float v) {
+  uint32_t bits;
+  std::memcpy(&bits, &v, sizeof bits);
+  return bits;
+}
+inline float as_float(uint32_t bits) {
+  float v;
+  std::memcpy(&v, &bits, sizeof v);
+  return v;
+}
+inline int rounded(float v) {
+  return static_cast<int>(std::nearbyint(std::min(std::max(v, -2147483648.0f), 2147483520.0f)));
 }
 
 inline uint32_t largest4(uint32_t a, uint32_t b, bool is_signed) {

@@ -27,7 +27,7 @@ struct GroupedConv {
             p.weight + static_cast<int64_t>(r * p.kernel_x + s) * p.group_channels * p.outputs + n;
         for (int c = 0; c < p.group_channels; ++c) {
           const int code = p.src_signed ? static_cast<int8_t>(src[c]) : src[c];
-          acc += code * weight[static_cast<int64_t>(c) * p.outputs];
+          acc += (code - p.src_offset) * weight[static_cast<int64_t>(c) * p.outputs];
         }
       }
     }
@@ -35,13 +35,15 @@ struct GroupedConv {
     if (p.residual_order) {
       r = residual_value(p, p.residual[residual_pixel(p, m) * p.residual_stride + n]);
     }
-    const float v = finish(p, acc, p.multiplier[n], p.bias[n], r);
+    float v = begin(p, acc, p.multiplier[n], p.bias[n], r);
+    if (is_smooth(p.activation)) v = activate(p.activation, v, p.alpha);
+    v = finish(p, v, r);
     const int64_t place = static_cast<int64_t>(m) * p.dst_stride + n;
     if (p.dst_kind == kFloat) {
       static_cast<float *>(p.dst)[place] = v;
     } else {
       static_cast<uint8_t *>(p.dst)[place] =
-          static_cast<uint8_t>(device::to_code(v, p.dst_kind == kInt8));
+          static_cast<uint8_t>(to_code(v, p.dst_kind == kInt8, p.dst_offset));
     }
   }
 };

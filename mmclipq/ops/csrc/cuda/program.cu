@@ -34,6 +34,8 @@ void clipq_launch(const ClipqProductStep &s, const ClipqBuffers &buffers, ClipqS
   p.bias = s.bias;
   p.row_of = s.row_of;
   p.column_of = s.column_of;
+  p.outside = s.outside;
+  p.correction = s.correction;
   p.height = static_cast<int>(s.height);
   p.width = static_cast<int>(s.width);
   p.channels = static_cast<int>(s.channels);
@@ -65,8 +67,12 @@ void clipq_launch(const ClipqProductStep &s, const ClipqBuffers &buffers, ClipqS
   p.wide_dst = s.wide_dst;
   p.wide_residual = s.wide_residual;
   p.splits = s.splits;
+  p.src_offset = s.src_offset;
+  p.residual_offset = s.residual_offset;
+  p.dst_offset = s.dst_offset;
   p.alpha = s.alpha;
   p.residual_scale = s.residual_scale;
+  p.scale = s.scale;
   if (p.pixels == 0) return;
   if (s.groups != 1) return launch_grouped_conv(p, stream);
   if (s.src_signed) return launch_conv_s8(p, s.tile, stream);

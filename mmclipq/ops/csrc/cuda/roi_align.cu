@@ -105,10 +105,10 @@ struct RoIAlign {
         const float w4 = device::mul(row.above, column.above);
         CLIPQ_UNROLL
         for (int c = 0; c < kChunk; ++c) {
-          float sample = device::mul(w1, code_value(v1.get(c), spec.src_signed));
-          sample = device::add(sample, device::mul(w2, code_value(v2.get(c), spec.src_signed)));
-          sample = device::add(sample, device::mul(w3, code_value(v3.get(c), spec.src_signed)));
-          sample = device::add(sample, device::mul(w4, code_value(v4.get(c), spec.src_signed)));
+          float sample = device::mul(w1, code_value(v1.get(c), spec.src_signed, spec.src_offset));
+          sample = device::add(sample, device::mul(w2, code_value(v2.get(c), spec.src_signed, spec.src_offset)));
+          sample = device::add(sample, device::mul(w3, code_value(v3.get(c), spec.src_signed, spec.src_offset)));
+          sample = device::add(sample, device::mul(w4, code_value(v4.get(c), spec.src_signed, spec.src_offset)));
           total[c] = device::add(total[c], sample);
         }
       }
@@ -119,7 +119,7 @@ struct RoIAlign {
     CLIPQ_UNROLL
     for (int c = 0; c < kChunk; ++c) {
       const float v = device::mul(device::div(total[c], divisor), spec.scale);
-      result.put(c, device::to_code(v, spec.dst_signed != 0));
+      result.put(c, to_code(v, spec.dst_signed != 0, spec.dst_offset));
     }
     store_chunk(dst + at.pixel * spec.channels + at.first, result, at.count, aligned);
   }

@@ -13,9 +13,10 @@ void clipq_launch(const ClipqMaxPool &, const ClipqBuffers &, ClipqStream);
 void clipq_launch(const ClipqUpsample &, const ClipqBuffers &, ClipqStream);
 void clipq_launch(const ClipqFlatten &, const ClipqBuffers &, ClipqStream);
 void clipq_launch(const ClipqRoIAlign &, const ClipqBuffers &, ClipqStream);
+void clipq_launch(const ClipqLookup &, const ClipqBuffers &, ClipqStream);
+void clipq_launch(const ClipqPairwise &, const ClipqBuffers &, ClipqStream);
+void clipq_launch(const ClipqAvgPool &, const ClipqBuffers &, ClipqStream);
+void clipq_launch(const ClipqAffine &, const ClipqBuffers &, ClipqStream);
 
-// Of the other kinds, which a GPU leaves to Python.
-template <typename Step>
-void clipq_launch(const Step &, const ClipqBuffers &, ClipqStream) {
-  throw std::runtime_error("found a step that has no kernel");
-}
+// A sum whose activation is smooth; b may be null.
+void launch_smooth_sum(const ClipqSum &, const uint8_t *a, const uint8_t *b, uint8_t *dst, ClipqStream);
