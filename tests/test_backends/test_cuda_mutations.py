@@ -25,7 +25,7 @@ BUGS = {
     'no barrier before buffers are used again': (CONV, 'device::synchronize();  // this', '//'),
     'the wrong buffer read': (CONV, 'int reads = 0', 'int reads = 1'),
     'lanes name the wrong lines': (CONV, 'i * 16 + (lane & 15)', 'i * 16 + (lane & 7)'),
-    'weights of the next output': (SOURCE, 'first_output + line + i', 'first_output + 1 + line + i'),
+    'weights of the next output': (SOURCE, 'first_output + line', 'first_output + 1 + line'),
     'channels of the next tap': (SOURCE, 'channel -= p.channels;', 'channel -= p.channels - 16;'),
     'taps of few channels mixed': (SOURCE, 'chunk) + v * 4, from', 'chunk) + (v ^ 1) * 4, from'),
     'a split reads one step too few': (CONV, SPLIT_END, f'{SPLIT_END} - (p.splits > 1)'),
