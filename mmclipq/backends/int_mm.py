@@ -146,7 +146,8 @@ class IntMmBackend(ReferenceBackend):
 
     def linear(self, node, x, residual=None):
         (matrix,) = self._matrices[node.name]
-        return self._epilogue(node, matrix.product(_as_int8(x)), residual)
+        acc = matrix.product(_as_int8(x).flatten(0, -2)).view(*x.shape[:-1], matrix.outputs)
+        return self._epilogue(node, acc, residual)
 
     def conv(self, node, x, residual=None):
         weight, matrices = self.constants[node.weight], self._matrices[node.name]

@@ -41,16 +41,18 @@ class ProductConformance(ConformanceBase):
             options = dict(stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1) | geometry
             acc, kind = expected_conv_sum(x - x_kind.offset, w, **options), ir.Conv
         else:
-            acc, kind, options = np.einsum('nc,kc->nk', x - x_kind.offset, w), ir.Linear, {}
+            rows = (x - x_kind.offset).reshape(-1, shape[-1])
+            acc, kind, options = np.einsum('nc,kc->nk', rows, w), ir.Linear, {}
         m, b = spread(acc, out if out.is_codes else ir.TensorType(0), seed + 2)
+        whole = acc.shape if len(weight_shape) == 4 else (*shape[:-1], weight_shape[0])
         values = None
         if residual is not None:
             r_kind = kind_of(residual)
             r = random_codes(acc.shape, r_kind.signed, seed + 3)
-            codes['r'] = (r_kind, r)
+            codes['r'] = (r_kind, r.reshape(whole))
             values = values_of(r, r_kind)
         v = expected_epilogue(acc, m, b, activation, slope, values, residual_last)
-        expected = expected_codes(v, out) if out.is_codes else v
+        expected = (expected_codes(v, out) if out.is_codes else v).reshape(whole)
         if residual is not None:
             options |= dict(residual='r', residual_last=residual_last)
         node = kind(
@@ -116,6 +118,11 @@ class ProductConformance(ConformanceBase):
         inputs, outputs = features
         activation = 'relu' if out == (False, 0) else 'identity'
         self.product((3, inputs), (outputs, inputs), x_kind, out, activation, seed=inputs)
+
+    @pytest.mark.parametrize('x_kind', [S8, U8], ids=['s8', 'u8'])
+    @pytest.mark.parametrize('residual', [None, S8], ids=['alone', 'residual'])
+    def test_linear_over_the_last_of_three_axes(self, residual, x_kind):
+        self.product((2, 9, 11), (6, 11), x_kind, residual=residual, seed=3)
 
     def exact(self, acc_wanted, m, b, out, activation='identity', slope=0.0):
         """A 1x1 convolution whose sums are given: the code itself times weight one."""
