@@ -1,4 +1,4 @@
-"""What the pinned MMEngine lacks on a current PyTorch, added from outside."""
+"""What the pinned MMEngine and MMDetection lack, added from outside."""
 
 from __future__ import annotations
 
@@ -51,3 +51,28 @@ def enable() -> None:
         [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *numbers, *names]
         + [(_history_method, 'builtins.getattr'), (_history_method, '__builtin__.getattr')]
     )
+
+
+def _no_loss(head: Any, name: str) -> Any:
+    """An attribute of an SSD head; its ``loss_cls`` is None if it has none."""
+    from torch import nn
+
+    try:
+        return nn.Module.__getattr__(head, name)
+    except AttributeError:
+        if name != 'loss_cls':
+            raise
+        return None
+
+
+@functools.cache
+def mend_heads() -> None:
+    """Let MMDetection's SSD heads predict.
+
+    Since version 3.1 decoding asks every head for ``loss_cls``, whose own activation it would take.
+    SSD heads have none and fail, with stock tools, too.
+    """
+    from mmdet.models.dense_heads import SSDHead
+
+    if '__getattr__' not in vars(SSDHead):
+        SSDHead.__getattr__ = _no_loss

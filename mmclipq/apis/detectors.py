@@ -15,6 +15,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .._compat import mend_heads
 from ..errors import ClipQError
 
 
@@ -43,6 +44,7 @@ def build_detector(model_config: Mapping[str, Any], random: bool = False) -> nn.
         random: Whether to initialise weights; otherwise they are undefined until loaded.
     """
     init_default_scope('mmdet')
+    mend_heads()
     config = ConfigDict(_without_pretrained(model_config))
     try:
         with contextlib.nullcontext() if random else _NoRandomWeights():

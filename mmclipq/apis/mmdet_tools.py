@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from .._compat import mend_heads
 from ..errors import ClipQError
 
 
@@ -115,5 +116,6 @@ def run_mmdet_tool(name: str, arguments: list[str]) -> None:
         )
     if arguments and not arguments[0].startswith('-'):
         arguments = [find_config(arguments[0]), *arguments[1:]]
+    mend_heads()
     sys.argv = [str(tool), *arguments]
     runpy.run_path(str(tool), run_name='__main__')

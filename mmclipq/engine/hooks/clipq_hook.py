@@ -9,6 +9,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from ..._compat import mend_heads
 from ...apis.clipq_config import clipq_options
 from ...models.losses import LqLoss
 from ...prepare import (
@@ -61,6 +62,7 @@ class ClipQHook(Hook):
         # The export reads the config, which must say what the layers are.
         if self._overrides:
             runner.cfg.clipq = {**(runner.cfg.get('clipq') or {}), **self._overrides}
+        mend_heads()  # validation is next
         model = unwrapped(runner.model)
         report = prepare_model(model, **prepare_options(self._options))
         runner.logger.info(f'mmclipq: {report}')
