@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from mmdet.structures import DetDataSample
 from torch import Tensor, nn
 
 from . import fixed_point as fp
+from .attention import Projection, packed_parameters, split_attention
 from .backends import Backend, build_backend
 from .errors import ClipQError
 from .graph.ir import FloatCall, Int8Graph
@@ -296,6 +298,11 @@ def plain_samples(images: Tensor) -> list[DetDataSample]:
     return [DetDataSample(metainfo=meta) for _ in images]
 
 
+def _has_tensors(module: nn.Module) -> bool:
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    return next(tensors, None) is not None
+
+
 def captured_layers(graphs: Iterable[Int8Graph], called: Iterable[str]) -> list[str]:
     """Those of the ``called`` module paths that the graphs compute by themselves."""
     nodes = [node for graph in graphs for node in graph.nodes]
@@ -321,15 +328,18 @@ def to_int8(
     Returns:
         ``detector`` itself, in evaluation mode, now also an :class:`Int8Detector`.
     """
+    split_attention(detector)  # its projections are layers of the graphs
+    for path, name in packed_parameters(detector, parts.captured):
+        detector.get_submodule(path)._parameters[name] = None
     replaced = {detector.get_submodule(part.path) for part in parts.modules}
     for path in parts.captured:
         owner, _, name = path.rpartition('.')
         module = detector.get_submodule(path)
         if module in replaced:  # a layer that is called on its own
-            module._parameters.clear()
+            module._parameters.update(dict.fromkeys(module._parameters))
             continue
         # An extractor has no weights, and a mask head may read the same one.
-        if next(module.parameters(), None) is not None or next(module.buffers(), None) is not None:
+        if isinstance(module, Projection) or _has_tensors(module):
             setattr(detector.get_submodule(owner), name, _Absent())
     detector.to(device).eval()
 

@@ -13,6 +13,7 @@ from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from .attention import Projection, join_attention, split_attention, whole_reason
 from .calibration.observer import OctaveHistogram
 from .errors import ClipQError
 from .layers import (
@@ -22,6 +23,7 @@ from .layers import (
     ClipConvWS,
     ClipLinear,
     ClipMixin,
+    ClipProjection,
 )
 from .layers.clip_mixin import parse_range
 
@@ -34,6 +36,8 @@ CLIPPED_CLASSES: dict[type[nn.Module], type[ClipMixin]] = {
     wrappers.ConvTranspose2d: ClipConvTranspose,
     nn.Linear: ClipLinear,
     wrappers.Linear: ClipLinear,
+    Projection: ClipProjection,
+    NonDynamicallyQuantizableLinear: ClipLinear,
 }
 """Layer classes that are swapped. The match is exact: a subclass may compute something else."""
 
@@ -91,13 +95,11 @@ def clip_layers(model: nn.Module) -> Iterator[tuple[str, ClipMixin]]:
 
 def _reason_to_leave(module: nn.Module, owner: nn.Module | None) -> str | None:
     """Why ``module`` stays in float; None if it is clipped or has no weight matrix."""
+    if isinstance(owner, nn.MultiheadAttention) and (reason := whole_reason(owner)) is not None:
+        return f'{reason}, and reads the weight without calling the layer'
     if type(module) in CLIPPED_CLASSES or isinstance(module, ClipMixin):
         return None
     weight = module._parameters.get('weight')
-    if isinstance(owner, nn.MultiheadAttention) or isinstance(
-        module, NonDynamicallyQuantizableLinear
-    ):
-        return 'its attention block reads the weight without calling the layer'
     if weight is None or weight.dim() < 2:
         return None
     kind = type(module).__name__
@@ -196,7 +198,8 @@ def prepare_model(
 
     The layers stay the same objects with the same Parameters, hooks and state-dict keys; only
     their class changes, so layers shared between pyramid levels stay shared and an optimizer or
-    a DDP wrapper made before keeps working. :func:`restore_model` undoes it.
+    a DDP wrapper made before keeps working. The packed projections of multi-head attention become
+    three layers that read rows of the one Parameter. :func:`restore_model` undoes it.
 
     Args:
         model: Any detector, built, on any device.
@@ -212,6 +215,7 @@ def prepare_model(
         ClipQError: for a range that is no power of two, an unknown option, a pattern without a
             match, or a model without any layer to clip. The model is then unchanged.
     """
+    split = split_attention(model)
     report = PrepareReport(left=unclipped_layers(model))
     candidates: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
@@ -219,19 +223,19 @@ def prepare_model(
             continue
         if type(module) in CLIPPED_CLASSES or isinstance(module, ClipMixin):
             candidates[name] = module
-    if not candidates:
-        raise ClipQError(
-            f'{type(model).__name__}: found no plain Conv2d or Linear, wanted at least one to clip'
+    try:
+        if not candidates:
+            raise ClipQError(
+                f'{type(model).__name__}: found no plain Conv2d or Linear, wanted at least one to '
+                'clip'
+            )
+        ranges = {'input_range': input_range, 'weight_range': weight_range}
+        options = layer_options(
+            list(candidates), rules, first_layer, last_layer, round=round, **ranges
         )
-    options = layer_options(
-        list(candidates),
-        rules,
-        first_layer,
-        last_layer,
-        input_range=input_range,
-        weight_range=weight_range,
-        round=round,
-    )
+    except ClipQError:
+        join_attention(split)
+        raise
     for name, module in candidates.items():
         if isinstance(module, ClipMixin):
             # Built or prepared as a clipped layer: its own ranges stand.
@@ -248,6 +252,7 @@ def restore_model(model: nn.Module) -> None:
     """Undo :func:`prepare_model`: every layer is of its stock class again."""
     for _, layer in list(clip_layers(model)):
         layer.release()
+    join_attention(model.modules())
 
 
 def ranges_state(model: nn.Module) -> dict[str, tuple[int | None, int | None]]:

@@ -120,7 +120,11 @@ def test_a_shared_layer_is_clipped_once_and_stays_shared():
     ('layer', 'name', 'reason'),
     [
         (nn.ConvTranspose3d(2, 2, 2), '1', 'ConvTranspose3d is no plain'),
-        (nn.MultiheadAttention(4, 2), '1.out_proj', 'reads the weight without calling the layer'),
+        (
+            nn.MultiheadAttention(4, 2, add_zero_attn=True),
+            '1.out_proj',
+            'adds keys of its own, and reads the weight without calling the layer',
+        ),
         (DeformConv2dPack(2, 2, 3), '1', 'DeformConv2dPack samples its input at learned offsets'),
         (ModulatedDeformConv2dPack(2, 2, 3), '1', 'samples its input at learned offsets'),
         (ConvSubclass(2, 2, 1), '1', 'ConvSubclass is no plain Conv2d or Linear'),

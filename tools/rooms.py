@@ -24,7 +24,7 @@ PACKAGE, TOOLS = 'mmclipq', 'tools'
 LAYERS = (
     ('errors', 'version', 'registry', '_compat'),
     (PACKAGE,),  # its __init__.py, whose public names are looked up when they are used
-    ('fixed_point',),
+    ('attention', 'fixed_point'),
     ('graph', 'calibration'),
     ('ops', 'exporters', 'layers'),
     ('backends', 'lowering', 'models', 'prepare'),

@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import mmengine
@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, TASK_UTILS, TRANSFORMS, Registry
 from torch import nn
 
+from ..attention import packed_parameters
 from ..detector import Int8Module, Int8Parts, to_int8
 from ..graph.artifact import Artifact, ArtifactError, load_artifact, save_artifact
 from .calibration_data import find_test_pipeline
@@ -35,7 +36,7 @@ def save_int8(
         cfg: The full config; its model section and test pipeline are stored.
         meta: Class names (``classes``) and colours (``palette``) of the data set.
     """
-    covered = tuple(f'{name}.' for name in quantized.captured)
+    covered = _covered(model, quantized.captured)
     parameters = {
         key: value for key, value in model.state_dict().items() if not key.startswith(covered)
     }
@@ -54,6 +55,12 @@ def save_int8(
     }
     meta = {key: meta[key] for key in ('classes', 'palette') if meta.get(key) is not None}
     return save_artifact(path, Artifact(quantized.graphs, parameters, config, meta))
+
+
+def _covered(model: nn.Module, captured: Sequence[str]) -> tuple[str, ...]:
+    """Beginnings of the names of the parameters that ``captured`` layers have, and only they."""
+    packed = packed_parameters(model, captured)
+    return (*(f'{name}.' for name in captured), *(f'{path}.{name}' for path, name in packed))
 
 
 _SCOPES = 'mmclipq|mmcv|mmdet|mmengine|mmpretrain|mmcls|mmseg|mmyolo|mmrotate'
@@ -137,7 +144,7 @@ def load_int8(path: str | os.PathLike, device: str = 'cpu', backend: str = 'auto
     check_types(config, path)
     detector = build_detector(config['model'])
     missing, unexpected = detector.load_state_dict(artifact.parameters, strict=False)
-    covered = tuple(f'{name}.' for name in config['captured'])
+    covered = _covered(detector, config['captured'])
     missing = [key for key in missing if not key.startswith(covered)]
     if missing or unexpected:
         raise ArtifactError(

@@ -1,7 +1,7 @@
 """Clipped layers, swapped in for the stock ones."""
 
 from .clip_conv import ClipConv, ClipConvAdaptive, ClipConvTranspose, ClipConvWS
-from .clip_linear import ClipLinear
+from .clip_linear import ClipLinear, ClipProjection
 from .clip_mixin import ClipMixin
 
 __all__ = [
@@ -11,4 +11,5 @@ __all__ = [
     'ClipConvWS',
     'ClipLinear',
     'ClipMixin',
+    'ClipProjection',
 ]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from ..attention import Projection
 from ..registry import MODELS
 from .clip_mixin import ClipMixin, limit, limit_backward, needed
 
@@ -38,7 +39,7 @@ class _ClipLinear(torch.autograd.Function):
             grad_weight = rows.t() @ clipped.flatten(0, -2)
             grad_weight = limit_backward(grad_weight, weight, ctx.exponents[1])
         if ctx.needs_input_grad[2]:
-            grad_bias = rows.sum(0)
+            grad_bias = grad.sum(tuple(range(grad.dim() - 1)))
         return grad_x, grad_weight, grad_bias, None, None
 
 
@@ -59,3 +60,7 @@ class ClipLinear(ClipMixin, nn.Linear):
             if x.dim() == 1:
                 return _ClipLinear.apply(x[None], weight, bias, exponents, self.rounded)[0]
             return _ClipLinear.apply(x, weight, bias, exponents, self.rounded)
+
+
+class ClipProjection(ClipLinear, Projection):
+    """The same with rows of an attention's packed weight. Made by :meth:`adopt` alone."""

@@ -81,6 +81,9 @@ def test_trial_config_needs_no_download_and_keeps_few_boxes():
     assert (model.test_cfg.rcnn.score_thr, model.test_cfg.rcnn.max_per_img) == (0.0, 20)
     assert (model.test_cfg.rpn.nms_pre, model.test_cfg.rpn.max_per_img) == (100, 50)
     assert model.train_cfg.rpn_proposal.max_per_img == 50
+    path = str(CONFIGS / 'queryinst/queryinst_r50_fpn_1x_coco.py')
+    found = [trial_config(path, few).model.test_cfg.rcnn.max_per_img for few in (True, False)]
+    assert found == [20, 100]
 
 
 def test_config_without_a_model_is_refused(tmp_path):
@@ -112,6 +115,10 @@ def test_fresh_detector_keeps_activations_in_range(retinanet):
         handle.remove()
     assert len(stages) == 3
     assert all(0.1 < float(std) < 10 for std in stages)
+    # Residual branches are weaker than what they are added to.
+    last, first = model.backbone.layer1[0].bn2, model.backbone.layer1[0].bn1
+    assert 0.1 <= float(last.weight.min()) < float(last.weight.max()) <= 0.3
+    assert float(first.weight.min()) > 0.3
     norm = model.backbone.bn1
     assert norm.running_mean.any()
     assert len(norm.weight.unique()) > 1
@@ -154,11 +161,12 @@ def test_work_counts_multiply_adds_and_the_weights_that_run():
         model(torch.rand(1, 3, size, size))
     n = size * size
     conv, up = n * 8 * 3 * 9, n * 8 * 3 * 4
-    attention = 3 * n * 8 * 8 + 2 * n * n * 8 + n * 8 * 8
-    assert work.of_layers == 2 * conv + up
-    assert work.of_activations == attention + n * n * 8
+    projections = 4 * n * 8 * 8
+    assert work.of_layers == 2 * conv + up + projections
+    assert work.of_activations == 2 * n * n * 8 + n * n * 8
     assert sum(work.weights.values()) == 8 * 3 * 9 + 8 * 3 * 4 + 4 * 8 * 8
     assert not model.conv._forward_hooks
+    assert type(model.attention) is nn.MultiheadAttention
 
 
 def test_noise_is_relative_to_the_variance():

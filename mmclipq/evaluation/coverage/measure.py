@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ...attention import Projection, join_attention, split_attention
 from ...backends import Backend
 from ...graph import ir
 
@@ -33,11 +34,18 @@ def leaves(tree: Any) -> Iterator[Tensor]:
             yield from leaves(value)
 
 
+def _matrix(module: nn.Module) -> Tensor | None:
+    """The weight that ``module`` multiplies with; None if it has none."""
+    own = module.weight if isinstance(module, Projection) else module._parameters.get('weight')
+    return own if own is not None and own.dim() > 1 else None
+
+
 class Work(TorchDispatchMode):
     """Counts multiply-adds inside, and finds the weights of the layers that run.
 
-    Layers with a weight matrix are counted by their shapes, because PyTorch's counter does not know
-    all of them; products of activations by PyTorch's counter.
+    Layers with a weight matrix, the projections of attention among them, are counted by their
+    shapes, because PyTorch's counter does not know all of them; products of activations by
+    PyTorch's counter.
 
     Args:
         model: Whose layers.
@@ -45,7 +53,7 @@ class Work(TorchDispatchMode):
     Attributes:
         of_layers: Number of multiply-adds of layers.
         of_activations: The same of products of activations.
-        weights: Weights by the identity of their parameter.
+        weights: Number of weights by the identity of their parameter, or of their projection.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -54,30 +62,18 @@ class Work(TorchDispatchMode):
         self.weights: dict[int, int] = {}
         self._inside = 0
         self._handles = []
+        self._split = split_attention(model)  # to layers that are called
         for module in model.modules():
-            weight = module._parameters.get('weight')
-            if isinstance(module, nn.MultiheadAttention):
-                # It multiplies with its parts' weights without calling them.
-                before, after = self._see_attention, None
-            elif weight is not None and weight.dim() > 1 and not isinstance(module, nn.Embedding):
-                before, after = self._enter, self._leave
-            else:
-                continue
-            self._handles.append(module.register_forward_pre_hook(before))
-            if after is not None:
-                self._handles.append(module.register_forward_hook(after))
-
-    def __enter__(self) -> Work:
-        # One operation for all of an attention, which no counter knows.
-        self._fast_attention = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        return super().__enter__()
+            weight = _matrix(module)
+            if weight is not None and not isinstance(module, nn.Embedding):
+                self._handles.append(module.register_forward_pre_hook(self._enter))
+                self._handles.append(module.register_forward_hook(self._leave))
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
-        torch.backends.mha.set_fastpath_enabled(self._fast_attention)
         for handle in self._handles:
             handle.remove()
+        join_attention(self._split)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -86,14 +82,11 @@ class Work(TorchDispatchMode):
             self.of_activations += count(*args, **(kwargs or {}), out_val=out) // 2
         return out
 
-    def _see_attention(self, module: nn.Module, args: Any) -> None:
-        for name, parameter in module.named_parameters():
-            if parameter.dim() > 1 and name.endswith('weight'):
-                self.weights[id(parameter)] = parameter.numel()
-
     def _enter(self, module: nn.Module, args: Any) -> None:
         self._inside += 1
-        self.weights[id(module.weight)] = module.weight.numel()
+        # Rows of a packed weight are another tensor each time.
+        owner = module if isinstance(module, Projection) else module.weight
+        self.weights[id(owner)] = module.weight.numel()
 
     def _leave(self, module: nn.Module, args: Any, out: Any) -> None:
         self._inside -= 1
@@ -229,12 +222,12 @@ def noise_ratios(wanted: Iterable[Tensor], found: Iterable[Tensor]) -> list[floa
 
 @dataclass
 class Execution:
-    """What one run of a backend computed: its graph, all codes by name, and its outputs."""
+    """What one run of a backend computed: its graph, all codes by name, its float outputs."""
 
     graph: ir.Int8Graph
     codes: dict[str, Tensor] = field(default_factory=dict)
     operations: int = 0
-    outputs: Any = None
+    outputs: list[Tensor] = field(default_factory=list)
 
 
 @contextmanager
@@ -262,11 +255,13 @@ def executions(kind: type[Backend]) -> Iterator[list[Execution]]:
         watching.append(self)
         try:
             run(self, *inputs, observe=look)
-            execution.outputs = run(self, *inputs)
+            outputs = run(self, *inputs)
         finally:
             watching.pop()
+        # Some heads decode in place, in these very tensors where their layout allows it.
+        execution.outputs = [tensor.clone() for tensor in leaves(outputs)]
         found.append(execution)
-        return execution.outputs
+        return outputs
 
     with mock.patch.object(kind, 'run', watched):
         yield found
