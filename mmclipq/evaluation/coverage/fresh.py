@@ -58,11 +58,16 @@ def _limited(limits: Mapping[str, int]) -> Callable[[str, Any], Any]:
     return change
 
 
-def trial_config(path: str) -> Config:
+def trial_config(path: str, few_boxes: bool = True) -> Config:
     """A config whose detector needs no download and no second process, and decodes few boxes.
 
     Scores of any height become boxes, of which few are kept, so that every part has work and
     selecting boxes takes little of the time.
+
+    Args:
+        path: Any config.
+        few_boxes: Whether numbers of boxes are limited. Detectors whose numbers belong together,
+            as that of queries and of results, need their own.
 
     Raises:
         ClipQError: if there is no model in it.
@@ -71,8 +76,11 @@ def trial_config(path: str) -> Config:
     if 'model' not in cfg:
         raise ClipQError(f'{path}: found no model section, wanted a detector config')
     model = _changed(cfg.model.to_dict(), _on_one_processor)
-    few = {'nms_pre': _CANDIDATES, 'max_per_img': _RESULTS}
-    regions = {'nms_pre': _CANDIDATES, 'nms_post': _REGIONS, 'max_per_img': _REGIONS}
+    few: dict[str, int] = {}
+    regions: dict[str, int] = {}
+    if few_boxes:
+        few = {'nms_pre': _CANDIDATES, 'max_per_img': _RESULTS}
+        regions = {'nms_pre': _CANDIDATES, 'nms_post': _REGIONS, 'max_per_img': _REGIONS}
     if model.get('test_cfg'):
         model['test_cfg'] = {
             key: _changed(_limited(regions if key == 'rpn' else few)(key, value),
@@ -127,7 +135,10 @@ def _settle(model: nn.Module, batch: Mapping[str, Any], generator: torch.Generat
     model.eval()
     for layer in norms:
         if layer.affine:
-            layer.weight.uniform_(0.5, 1.5, generator=generator)
+            # Norms that begin at zero end a branch beside an identity. With branches as strong as
+            # the identity an untrained network multiplies any error until nothing else is left.
+            share = 1.0 if layer.weight.any() else 0.2
+            layer.weight.uniform_(0.5 * share, 1.5 * share, generator=generator)
             layer.bias.normal_(0, 0.2, generator=generator)
         layer.reset_running_stats()
         layer.train()
