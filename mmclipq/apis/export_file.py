@@ -99,7 +99,7 @@ def exportable_graphs(parts: Int8Parts) -> tuple[Int8Graph, ...]:
 def _models(path: str | os.PathLike, options: ExportOptions) -> Iterator[tuple[str, Any]]:
     """Suffixes of file names with the ONNX models of a ``.clipq`` file, built one at a time."""
     artifact, graphs = load_artifact(path), exportable_graphs(load_parts(path))
-    detector = load_int8(path, backend='reference')
+    detector = load_int8(path, backend='reference', predicts=options.end2end)
     common = dict(target=options.target, opset=options.opset, ir_version=options.ir_version)
     facts = metadata(artifact.config, artifact.meta)
     if options.end2end:

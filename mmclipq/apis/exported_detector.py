@@ -21,7 +21,8 @@ from ..backends.base import backend_class
 from ..backends.runtimes.onnxruntime import session
 from ..backends.runtimes.openvino import compiled
 from ..errors import ClipQError
-from .int8_file import check_types, load_int8
+from .file_config import check_config
+from .int8_file import load_int8
 
 RUNTIMES = {'.onnx': 'onnxruntime', '.xml': 'openvino'}
 """Runtime that executes a file, by its suffix."""
@@ -139,7 +140,7 @@ def load_exported(path: str | os.PathLike, device: str = 'cpu') -> ExportedDetec
             f'{path}: found no end-to-end model, wanted one that tools/export.py --end2end wrote'
         )
     parts = {key: _with_tuples(json.loads(texts[key])) for key in _TEXTS[1:]}
-    check_types(parts, path)
+    check_config(parts, path)
     init_default_scope('mmdet')
     runtime = RUNTIMES[path.suffix]
     detector = ExportedDetector(execute, parts['data_preprocessor'], runtime, parts['clip_border'])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .. import fixed_point as fp
 from ..errors import ClipQError
 from ..graph import ir
-from ..graph.islands import FUNCTIONS, check_call
+from ..graph.islands import call, check_call
 
 BACKENDS: dict[str, type[Backend]] = {}
 AUTO = {'cpu': ('cpu', 'reference'), 'cuda': ('cuda', 'int_mm', 'reference')}
@@ -165,16 +165,35 @@ class Backend(ABC):
         for (node, method), ended in zip(self._steps, self._last_reads, strict=True):
             if isinstance(node, ir.Input):
                 result = self._read_input(node, next(given))
-            elif isinstance(node, ir.FloatCall):
-                result = self._float_call(node, values)
             else:
-                result = method(node, *(values[name] for name in node.inputs))
+                result = self._computed(node, method, values)
             values[node.name] = result
             if observe is not None:
                 observe(node, result)
             for name in ended:
                 del values[name]
         return ir.map_refs(self.graph.outputs, lambda ref: self._output(ref.name, values))
+
+    def _computed(
+        self, node: ir.Node, method: Callable[..., Any] | None, values: Mapping[str, Any]
+    ) -> Any:
+        """Result of ``node``.
+
+        Raises:
+            GraphError: naming the node, whatever library finds that its inputs do not fit.
+        """
+        if method is None:
+            return self._float_call(node, values)
+        try:
+            return method(node, *(values[name] for name in node.inputs))
+        except ClipQError:
+            raise
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).split('\n')[0]
+            raise ir.GraphError(
+                f'{node.name}: found inputs that its {type(node).__name__} fails on ({reason}), '
+                'wanted those of the detector that the file was made from'
+            ) from error
 
     def _read_input(self, node: ir.Input, x: Any) -> Any:
         if not isinstance(x, Tensor):  # a number that a module is called with
@@ -210,7 +229,9 @@ class Backend(ABC):
         return codes
 
     def _float_call(self, node: ir.FloatCall, values: Mapping[str, Any]) -> Any:
-        module = self.islands.get_submodule(node.target) if node.kind == 'module' else None
+        module = None
+        if node.kind == 'module' and self.islands is not None:
+            module = self.islands.get_submodule(node.target)
         in_order = _needs_order(node, module)
 
         def value(ref: ir.Ref) -> Any:
@@ -219,15 +240,7 @@ class Backend(ABC):
 
         args = ir.map_refs(node.args, value)
         kwargs = ir.map_refs(dict(node.kwargs), value)
-        if node.kind == 'function':
-            return FUNCTIONS[node.target](*args, **kwargs)
-        if node.kind == 'method':
-            return getattr(args[0], node.target)(*args[1:], **kwargs)
-        if node.kind == 'parameter':
-            owner, _, leaf = node.target.rpartition('.')
-            module = self.islands.get_submodule(owner)
-            return {**module._parameters, **module._buffers}[leaf]
-        return module(*args, **kwargs)
+        return call(node, args, kwargs, self.islands)
 
     @abstractmethod
     def quantize(self, node: ir.Quantize, x: Tensor) -> Any:

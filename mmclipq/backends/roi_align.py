@@ -30,9 +30,44 @@ import torch
 from torch import Tensor
 
 from ..graph.nodes import RoIAlign
+from ..graph.types import GraphError
 
 _CHUNK = 1 << 22
 """Values held at once for each of the four corners."""
+
+
+_FARTHEST = 2.0**15
+"""Pixels of the finest level from the first one to where a region may reach."""
+_SAMPLES = 2.0**33
+"""Pixels of the finest level in all regions of a call together: each may be a sample, and costs
+time, whether it lies on the map or beyond."""
+
+
+def check_regions(node: RoIAlign, rois: Tensor, levels: Sequence[Sequence[int]]) -> None:
+    """Return if regions ``(K, 5)`` are of images of the batch, and not too large to average.
+
+    Those on a GPU pass: looking at them would wait for it.
+
+    Args:
+        node: What reads them.
+        rois: Float32.
+        levels: Shapes of the levels.
+
+    Raises:
+        GraphError: naming the node.
+    """
+    if rois.is_cuda or not len(rois):
+        return
+    images, scale = levels[0][0], node.scales[0]
+    first, last = rois[:, 0].min(), rois[:, 0].max()
+    low, high = rois[:, 1:].aminmax()
+    pixels = ((rois[:, 3:] - rois[:, 1:3]).clamp_(min=0) * scale).prod(1).sum()
+    far = max(-low, high) * scale > _FARTHEST
+    if not (first >= 0 and last < images) or far or pixels > _SAMPLES:
+        raise GraphError(
+            f'{node.name}: found {len(rois)} regions from {low:.4g} to {high:.4g} in images '
+            f'{first:.4g} to {last:.4g}, wanted them in {images} images and smaller'
+        )
 
 
 def divided(x: Tensor, by: float) -> Tensor:
@@ -146,6 +181,7 @@ def roi_align_average(levels: Sequence[Tensor], rois: Tensor, node: RoIAlign) ->
     Returns:
         Float32 tensor ``(K, C, *node.output_size)``.
     """
+    check_regions(node, rois, [level.shape for level in levels])
     result = rois.new_zeros(len(rois), *node.output_size, levels[0].shape[1])
     chosen = roi_levels(rois, node)
     for index, (level, scale) in enumerate(zip(levels, node.scales, strict=True)):

@@ -1,52 +1,51 @@
 """The ``.clipq`` file: graph, constants, detector config and class names in one checked file.
 
-Layout, little endian::
-
-    8 bytes   magic  b'CLIPQ\\r\\n\\0'
-    4 bytes   uint32 format version
-    8 bytes   uint64 size of everything after the checksum
-    32 bytes  SHA-256 of everything after it
-    8 bytes   uint64 size of the header
-    header    UTF-8 JSON: graph, config, class names, versions of the libraries that wrote it
-    rest      zstd frame of a safetensors file with the constants and float parameters
-
-Nothing in it is executed or unpickled on reading.
+Its layout is that of :mod:`mmclipq.graph.container`. Nothing in it is executed or unpickled on
+reading.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 import os
-import struct
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-import zstandard
 from torch import Tensor
 
-from ..errors import ClipQError
 from ..version import __version__
 from . import ir
+from .container import (
+    FORMAT_VERSION,
+    MAGIC,
+    ArtifactError,
+    pack,
+    read_body,
+    read_header,
+    read_tensors,
+)
+from .fields import MAX_NAME
+from .limits import LimitError, Limits
+from .writing import write_atomically
 
-MAGIC = b'CLIPQ\r\n\0'
-FORMAT_VERSION = 3
-READABLE_VERSIONS = (2, 3)
-_PREFIX = struct.Struct('<8sIQ32s')
-_HEADER_SIZE = struct.Struct('<Q')
-_ZSTD_LEVEL = 12
+__all__ = [
+    'Artifact',
+    'ArtifactError',
+    'from_json',
+    'is_artifact',
+    'load_artifact',
+    'save_artifact',
+    'to_json',
+    'write_atomically',
+]
+
 _CONSTANT, _PARAMETER = 'constant.', 'parameter.'
-
-
-class ArtifactError(ClipQError):
-    """A file that is no intact ``.clipq`` file of a known version."""
+_DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+_MAX_DEPTH = 64
 
 
 @dataclass
@@ -96,34 +95,41 @@ def to_json(value: Any) -> Any:
     raise ArtifactError(f'found {value!r} of type {type(value).__name__}, wanted plain data')
 
 
-def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f'{name!r} is no dtype')
-    return dtype
+def _plain_text(key: str, item: Any) -> str:
+    if not isinstance(item, str) or len(item) > MAX_NAME:
+        raise ValueError(f'{key} of {str(item)[:60]!r}')
+    return item
 
 
-def from_json(value: Any) -> Any:
-    """Inverse of :func:`to_json`."""
+def from_json(value: Any, depth: int = _MAX_DEPTH) -> Any:
+    """Inverse of :func:`to_json`.
+
+    Raises:
+        ValueError: for what that function never writes.
+    """
+    if depth < 1:
+        raise ValueError(f'more than {_MAX_DEPTH} levels')
     if isinstance(value, list):
-        return [from_json(item) for item in value]
+        return [from_json(item, depth - 1) for item in value]
     if not isinstance(value, dict):
         return value
-    if len(value) == 1:
-        (key, item), *_ = value.items()
-        if key == '$ref':
-            return ir.Ref(item)
-        if key == '$tuple':
-            return tuple(from_json(part) for part in item)
-        if key == '$slice':
-            return slice(*(from_json(part) for part in item))
-        if key == '$ellipsis':
-            return ...
-        if key == '$float':
-            return float(item)
-        if key == '$dtype':
-            return _dtype(item)
-    return {key: from_json(item) for key, item in value.items()}
+    (key, item) = next(iter(value.items())) if len(value) == 1 else ('', None)
+    if key == '$ref':
+        return ir.Ref(_plain_text(key, item))
+    if key in ('$tuple', '$slice'):
+        if not isinstance(item, list) or (key == '$slice' and len(item) != 3):
+            raise ValueError(f'{key} of {str(item)[:60]!r}')
+        parts = tuple(from_json(part, depth - 1) for part in item)
+        return parts if key == '$tuple' else slice(*parts)
+    if key == '$ellipsis':
+        return ...
+    if key == '$float':
+        return float(_plain_text(key, item))
+    if key == '$dtype':
+        if (name := _plain_text(key, item)) not in _DTYPES:
+            raise ValueError(f'{name!r} is no dtype')
+        return _DTYPES[name]
+    return {key: from_json(item, depth - 1) for key, item in value.items()}
 
 
 def _node_to_json(node: ir.Node) -> dict[str, Any]:
@@ -173,35 +179,7 @@ def _pack(artifact: Artifact) -> bytes:
         for key, value in graph.constants.items()
     }
     tensors |= {f'{_PARAMETER}{key}': value for key, value in artifact.parameters.items()}
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    text = json.dumps(header, ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
-    blob = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, threads=-1).compress(
-        safetensors.torch.save(tensors)
-    )
-    return _HEADER_SIZE.pack(len(text)) + text + blob
-
-
-def write_atomically(path: str | os.PathLike, data: bytes) -> None:
-    """Write ``data`` to ``path`` so that the file is whole or absent, whenever it is interrupted.
-
-    Raises:
-        OSError: if the folder cannot be made or written; nothing is left behind.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.part')
-    try:
-        with os.fdopen(handle, 'wb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(part, 0o666 & ~umask)
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+    return pack(header, tensors)
 
 
 def save_artifact(path: str | os.PathLike, artifact: Artifact) -> int:
@@ -211,10 +189,9 @@ def save_artifact(path: str | os.PathLike, artifact: Artifact) -> int:
         ArtifactError: if the config or meta data hold anything but plain data.
         OSError: if the file cannot be written.
     """
-    body = _pack(artifact)
-    prefix = _PREFIX.pack(MAGIC, FORMAT_VERSION, len(body), hashlib.sha256(body).digest())
-    write_atomically(path, prefix + body)
-    return len(prefix) + len(body)
+    data = _pack(artifact)
+    write_atomically(path, data)
+    return len(data)
 
 
 def is_artifact(path: str | os.PathLike) -> bool:
@@ -228,74 +205,54 @@ def is_artifact(path: str | os.PathLike) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def _checked_body(path: Path) -> tuple[int, memoryview]:
-    """Format version, and everything after the checksum."""
-    if not path.is_file():
-        raise ArtifactError(f'{path}: found no file, wanted a .clipq file')
-    data = memoryview(path.read_bytes())
-    if bytes(data[: len(MAGIC)]) != MAGIC:
-        raise ArtifactError(
-            f'{path}: found no .clipq file, wanted one that tools/quantize.py wrote'
-        )
-    if len(data) < _PREFIX.size:
-        raise ArtifactError(f'{path}: found a truncated .clipq file; copy or export it again')
-    _, version, size, checksum = _PREFIX.unpack(data[: _PREFIX.size])
-    if version not in READABLE_VERSIONS:
-        cure = 'update mmclipq' if version > FORMAT_VERSION else 'export it again'
-        raise ArtifactError(
-            f'{path}: found format version {version}, wanted {FORMAT_VERSION}; {cure}'
-        )
-    body = data[_PREFIX.size :]
-    if len(body) < size:
-        raise ArtifactError(
-            f'{path}: found {len(data)} bytes, wanted {_PREFIX.size + size}: the file is '
-            'truncated; copy or export it again'
-        )
-    if len(body) > size or hashlib.sha256(body).digest() != checksum:
-        raise ArtifactError(
-            f'{path}: found another checksum than the file states, so it was altered; '
-            'copy or export it again'
-        )
-    return version, body
+def _graph(record: Mapping[str, Any], constants: Mapping[str, Tensor]) -> ir.Int8Graph:
+    nodes = tuple(_node_from_json(node) for node in record['nodes'])
+    return ir.Int8Graph(nodes, from_json(record['outputs']), constants)
 
 
-def load_artifact(path: str | os.PathLike) -> Artifact:
+def _read(path: Path, limits: Limits) -> Artifact:
+    version, body = read_body(path, limits)
+    header, blob = read_header(body, limits, str(path))
+    if header.get('format', 2) != version:  # version 2 did not repeat it
+        raise ir.GraphError(f'found the content of format version {header.get("format", 2)}')
+    records = header['graphs']
+    if not isinstance(records, list) or not records:
+        raise ir.GraphError('found no graph, wanted at least the dense one')
+    limits.check('graphs', len(records), str(path))
+    limits.check('nodes', max(len(record['nodes']) for record in records), str(path))
+    tensors = read_tensors(blob, limits, str(path))
+    graphs = tuple(
+        _graph(record, _with_prefix(tensors, _constants(index)))
+        for index, record in enumerate(records)
+    )
+    config, meta, versions = (from_json(header[key]) for key in ('config', 'meta', 'versions'))
+    for name, value in (('config', config), ('meta', meta), ('versions', versions)):
+        if not isinstance(value, dict):
+            raise ValueError(f'{name} of type {type(value).__name__}')
+    return Artifact(graphs, _with_prefix(tensors, _PARAMETER), config, meta, versions)
+
+
+def load_artifact(path: str | os.PathLike, limits: Limits | None = None) -> Artifact:
     """Read and check a ``.clipq`` file.
+
+    Args:
+        path: The file.
+        limits: On its sizes; by default those of the environment.
 
     Raises:
         ArtifactError: if there is no such file, or it is no ``.clipq`` file, truncated, altered,
-            or newer than this version of mmclipq reads.
+            or newer than this version of mmclipq reads, or its content cannot be a graph.
+        LimitError: if it asks for more than ``limits``.
     """
     path = Path(path)
-    version, body = _checked_body(path)
-    start = _HEADER_SIZE.size
+    limits = limits or Limits.from_environment()
     try:
-        (length,) = _HEADER_SIZE.unpack(body[:start])
-        header = json.loads(bytes(body[start : start + length]))
-        if header.get('format', 2) != version:  # version 2 did not repeat it
-            raise ir.GraphError(f'found the content of format version {header.get("format", 2)}')
-        blob = zstandard.ZstdDecompressor().decompress(body[start + length :])
-        tensors = safetensors.torch.load(blob)
-        graphs = tuple(
-            ir.Int8Graph(
-                tuple(_node_from_json(record) for record in graph['nodes']),
-                from_json(graph['outputs']),
-                _with_prefix(tensors, _constants(index)),
-            )
-            for index, graph in enumerate(header['graphs'])
-        )
-        if not graphs:
-            raise ir.GraphError('found no graph, wanted at least the dense one')
-        return Artifact(
-            graphs,
-            _with_prefix(tensors, _PARAMETER),
-            from_json(header['config']),
-            from_json(header['meta']),
-            header['versions'],
-        )
+        return _read(path, limits)
+    except (ArtifactError, LimitError):
+        raise
     # Whatever the readers of JSON, zstd and safetensors raise: the content is another program's.
     except Exception as error:
-        reason = (str(error) or type(error).__name__).split('\n')[0]
+        reason = (str(error) or type(error).__name__).split('\n')[0][:400]
         raise ArtifactError(
             f'{path}: found content that does not fit the format ({reason}), wanted what '
             'tools/quantize.py writes; export it again'

@@ -15,8 +15,10 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from .types import GraphError, Node, TensorType
 
 _SIDE = 1 << 15
+KERNEL = 1 << 8
+"""Largest side of a kernel: some backends take each of its places in turn."""
 LIMITS: dict[str, tuple[float, float]] = {
-    'kernel': (1, _SIDE),
+    'kernel': (1, KERNEL),
     'stride': (1, _SIDE),
     'dilation': (1, _SIDE),
     'step': (1, _SIDE),
@@ -24,13 +26,13 @@ LIMITS: dict[str, tuple[float, float]] = {
     'output_padding': (0, _SIDE),
     'start': (0, _SIDE),
     'groups': (1, 1 << 20),
-    'output_size': (1, 1 << 10),
+    'output_size': (1, 1 << 8),
     'sampling_ratio': (0, 1 << 6),
-    'scales': (2.0**-20, 2.0**20),
+    'scales': (2.0**-20, 1.0),
     'scale': (2.0**-10, 2.0**10),
     'finest_scale': (2.0**-10, 2.0**20),
     'slope': (-(2.0**20), 2.0**20),
-    'eps': (1e-30, 2.0**20),
+    'eps': (1e-12, 2.0**20),
 }
 """Smallest and largest number of each field that holds numbers."""
 MAX_NAME = 1 << 10

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ir import GraphError, Ref, map_refs
+from .ir import GraphError, Ref, iter_refs, map_refs
 
 _FIXED = (str, bool, type(None), torch.dtype)
 
@@ -40,6 +40,15 @@ def split_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, lis
         raise GraphError(f'found an argument of type {type(value).__name__}, wanted tensors')
 
     return (form(tuple(args)), form(dict(kwargs))), leaves
+
+
+def is_form(value: Any) -> bool:
+    """Whether ``value`` is a form of a call, with its references numbered in order."""
+    if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], tuple)):
+        return False
+    keys = isinstance(value[1], dict) and all(isinstance(key, str) for key in value[1])
+    names = [ref.name for ref in iter_refs(value)]
+    return keys and names == [input_name(index) for index in range(len(names))]
 
 
 def input_name(index: int) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+import torch
+
 from .. import fixed_point as fp
 from ..errors import ClipQError
 
@@ -51,6 +53,11 @@ class TensorType:
 
 
 FLOAT = TensorType()
+
+
+def dtype_of(kind: TensorType) -> torch.dtype:
+    """Dtype of the codes, or float32."""
+    return fp.code_dtype(kind.signed) if kind.is_codes else torch.float32
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import fixed_point as fp
-from .fields import check_fields
+from .fields import KERNEL, check_fields
 from .nodes import (
     Activate,
     Add,
@@ -18,6 +19,7 @@ from .nodes import (
     Dequantize,
     Flatten,
     FloatCall,
+    Input,
     MaxPool,
     Mul,
     Quantize,
@@ -50,6 +52,38 @@ _READ_CODES = (
 )  # fmt: skip
 
 
+_MULTIPLIER = 2.0**80
+"""Largest magnitude of a multiplier or bias: with it a sum of 32 bits stays finite in float32."""
+_FACTOR = 2.0**40
+"""Largest magnitude of a norm's weight or bias, with the smallest eps and the largest step."""
+_SUM = 2**31
+
+
+def _values(constant: Tensor, name: str, key: str, limit: float) -> None:
+    """Return if the constant ``key`` of node ``name`` holds no value beyond ``limit``, nor NaN."""
+    low, high = constant.aminmax()
+    if not (low >= -limit and high <= limit):
+        raise GraphError(
+            f'{name}: found {key!r} from {low.item():.4g} to {high.item():.4g}, wanted finite '
+            f'values up to {limit:.4g}'
+        )
+
+
+def _check_sums(node: Product, weight: Tensor, kind: TensorType) -> None:
+    """Return if no sum of products of codes can leave 32 bits, whatever the input."""
+    low, high = fp.code_range(kind.signed)
+    largest = max(kind.offset - low, high - kind.offset)
+    # A transposed convolution adds some of the products of its output channel.
+    if math.prod(weight.shape[1:]) * 128 * largest < _SUM:
+        return
+    sums = max(int(row.to(torch.int16).abs().sum(dtype=torch.int64)) for row in weight)
+    if sums * largest >= _SUM:
+        raise GraphError(
+            f'{node.name}: found weights whose sums of products reach {sums * largest}, wanted '
+            'sums below 2**31'
+        )
+
+
 def _check_product(
     node: Product, types: Mapping[str, TensorType], constants: Mapping[str, Tensor]
 ) -> None:
@@ -64,21 +98,47 @@ def _check_product(
         constant = constants[key]
         if constant.dtype != dtype:
             raise GraphError(f'{node.name}: found {key!r} as {constant.dtype}, wanted {dtype}')
-    channels = constants[node.weight].shape[0]
+    weight = constants[node.weight]
+    axes = 4 if isinstance(node, (Conv, ConvTranspose)) else 2
+    if weight.dim() != axes or 0 in weight.shape or max(weight.shape[2:], default=1) > KERNEL:
+        raise GraphError(
+            f'{node.name}: found a weight of shape {tuple(weight.shape)}, wanted one with {axes} '
+            f'axes and a kernel of at most {KERNEL}x{KERNEL}'
+        )
+    channels = weight.shape[0]
     for key in (node.exponents, node.multiplier, node.bias):
         if constants[key].shape != (channels,):
             raise GraphError(
                 f'{node.name}: found {key!r} of shape {tuple(constants[key].shape)}, '
                 f'wanted ({channels},)'
             )
-    axes = 4 if isinstance(node, (Conv, ConvTranspose)) else 2
-    if constants[node.weight].dim() != axes:
-        raise GraphError(f'{node.name}: found a weight that has not {axes} axes')
+    _values(constants[node.multiplier], node.name, node.multiplier, _MULTIPLIER)
+    _values(constants[node.bias], node.name, node.bias, _MULTIPLIER)
+    low, high = constants[node.exponents].aminmax()
+    if low < fp.EXPONENT_MIN or high > fp.EXPONENT_MAX:
+        raise GraphError(
+            f'{node.name}: found exponents {int(low)} to {int(high)}, wanted '
+            f'{fp.EXPONENT_MIN} to {fp.EXPONENT_MAX}'
+        )
+    if isinstance(node, (Conv, ConvTranspose)) and channels % node.groups:
+        raise GraphError(f'{node.name}: found {node.groups} groups of {channels} channels')
+    if isinstance(node, ConvTranspose) and any(
+        more >= max(stride, dilation)
+        for more, stride, dilation in zip(
+            node.output_padding, node.stride, node.dilation, strict=True
+        )
+    ):
+        raise GraphError(
+            f'{node.name}: found output padding {node.output_padding}, wanted less than stride or '
+            'dilation'
+        )
     if node.residual is not None and not types[node.residual].is_codes:
         raise GraphError(f'{node.name}: found a float32 residual, wanted codes')
+    _check_sums(node, weight, types[node.x])
 
 
 def _check_channels(node: Affine | Normalize, constants: Mapping[str, Tensor]) -> None:
+    affine = isinstance(node, Affine)
     keys = (node.multiplier, node.bias) if isinstance(node, Affine) else (node.weight, node.bias)
     shapes = set()
     for key in keys:
@@ -86,14 +146,15 @@ def _check_channels(node: Affine | Normalize, constants: Mapping[str, Tensor]) -
         if constant is None or constant.dtype != torch.float32 or constant.dim() != 1:
             raise GraphError(f'{node.name}: found no float32 constant {key!r} per channel')
         shapes.add(constant.shape)
-    if len(shapes) != 1:
-        raise GraphError(f'{node.name}: found constants of {shapes}, wanted one shape')
-    channels = shapes.pop()[0]
-    if isinstance(node, GroupNorm) and (node.groups < 1 or channels % node.groups):
-        raise GraphError(f'{node.name}: found {node.groups} groups of {channels} channels')
+    if len(shapes) != 1 or 0 in (channels := shapes.pop()):
+        raise GraphError(f'{node.name}: found constants {keys} of other or no channels')
+    for key in keys:
+        _values(constants[key], node.name, key, _MULTIPLIER if affine else _FACTOR)
+    if isinstance(node, GroupNorm) and channels[0] % node.groups:
+        raise GraphError(f'{node.name}: found {node.groups} groups of {channels[0]} channels')
 
 
-def _check_pool(node: AvgPool) -> None:
+def _check_pool(node: AvgPool | MaxPool) -> None:
     if node.kernel is not None and any(
         2 * padding > side for side, padding in zip(node.kernel, node.padding, strict=True)
     ):
@@ -129,6 +190,7 @@ def validate(nodes: Sequence[Node], outputs: Any, constants: Mapping[str, Tensor
         GraphError: naming the first node that does not.
     """
     types: dict[str, TensorType] = {}
+    inputs: set[str] = set()
     for node in nodes:
         check_fields(node)
         if node.name in types:
@@ -157,8 +219,14 @@ def validate(nodes: Sequence[Node], outputs: Any, constants: Mapping[str, Tensor
             raise GraphError(f'{node.name}: found type {read[0]}, wanted {node.type} as its input')
         if isinstance(node, Concat) and any(kind != node.type for kind in read):
             raise GraphError(f'{node.name}: found other types among its inputs than {node.type}')
+        if isinstance(node, (Concat, Flatten, MaxPool, Upsample)) and not node.type.is_codes:
+            raise GraphError(f'{node.name}: found float32, wanted codes to move')
         if isinstance(node, RoIAlign):
             _check_roi_align(node, types)
+            if node.rois not in inputs:
+                raise GraphError(f'{node.name}: found computed regions, wanted those of an input')
+        if isinstance(node, Input):
+            inputs.add(node.name)
         activation = getattr(node, 'activation', 'identity')
         if activation not in ACTIVATIONS:
             raise GraphError(
@@ -168,8 +236,13 @@ def validate(nodes: Sequence[Node], outputs: Any, constants: Mapping[str, Tensor
             _check_product(node, types, constants)
         if isinstance(node, (Affine, Normalize)):
             _check_channels(node, constants)
-        if isinstance(node, AvgPool):
+        if isinstance(node, (AvgPool, MaxPool)):
             _check_pool(node)
+        if isinstance(node, (Concat, RoIAlign)) and len(node.inputs) == isinstance(node, RoIAlign):
+            raise GraphError(f'{node.name}: found no tensors to read, wanted some')
+        if isinstance(node, Upsample) and (node.scale is None) == (node.like is None):
+            raise GraphError(f'{node.name}: found scale={node.scale} and like={node.like}, wanted '
+                             'one of them')  # fmt: skip
         types[node.name] = node.type
     for ref in iter_refs(outputs):
         if ref.name not in types:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from .. import fixed_point as fp
 from ..graph import ir
+from ..graph.shapes import pooled_sides
 from .activations import activate
 
 
@@ -97,16 +98,12 @@ def pool_counts(node: ir.AvgPool, rows: int, columns: int) -> list[Tensor]:
         rows, columns: Size of the image.
     """
     counts = []
-    for axis, size in enumerate((rows, columns)):
+    sides = (rows, columns)
+    for axis, (size, count) in enumerate(zip(sides, pooled_sides(node, sides), strict=True)):
         if node.kernel is None:
             counts.append(torch.tensor([float(size)], dtype=torch.float64))
             continue
         kernel, stride, padding = node.kernel[axis], node.stride[axis], node.padding[axis]
-        reach = size + 2 * padding - kernel
-        count = (math.ceil if node.ceil_mode else math.floor)(reach / stride) + 1
-        # A last window that would start in the far padding is left out, as in PyTorch.
-        if node.ceil_mode and (count - 1) * stride >= size + padding:
-            count -= 1
         first = torch.arange(count, dtype=torch.float64) * stride - padding
         low, high = (-padding, size + padding) if node.count_padding else (0, size)
         counts.append((first + kernel).clamp(max=high) - first.clamp(min=low))

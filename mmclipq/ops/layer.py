@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import fixed_point as fp
-from ..errors import ClipQError
 from ..graph import ir
+from ..graph.shapes import product_shape
 from .steps import Window
 
 TYPES = {torch.int8: 0, torch.uint8: 1, torch.float32: 2}
@@ -71,6 +71,7 @@ class Layer:
         step = whole if node.activation in SCALABLE else 0
         scale = math.ldexp(1.0, -step)
         self.scale = math.ldexp(1.0, step - whole)
+        self._weight_shape = tuple(weight.shape)
         self.kernel = tuple(weight.shape[2:])
         self.window, self.groups = Window((1, 1), (1, 1), (0, 0), (1, 1)), 1
         if isinstance(node, ir.Conv):
@@ -89,18 +90,6 @@ class Layer:
         """Shape of the result for input codes of shape ``(N, C, H, W)`` or ``(..., C)``.
 
         Raises:
-            ClipQError: if the input is smaller than the kernel.
+            GraphError: if the input is smaller than the kernel, or has other channels.
         """
-        if not isinstance(self.node, ir.Conv):
-            return (*x[:-1], self.outputs)
-        sides = zip(
-            x[2:], self.kernel, self.node.stride, self.node.pads(x[2:], self.kernel),
-            self.node.dilation, strict=True,
-        )  # fmt: skip
-        rows, columns = ((n + sum(p) - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides)
-        if rows < 1 or columns < 1:
-            raise ClipQError(
-                f'{self.node.name}: found an input of {x[2]}x{x[3]}, wanted one that its kernel '
-                'fits into; use larger images'
-            )
-        return (x[0], self.outputs, rows, columns)
+        return product_shape(self.node, self._weight_shape, x)

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from ...graph import ir
+from ...graph.types import dtype_of
 from ...ops.layer import Layer
 from ...ops.program import Program, Slot, memory_format
 from ..reference import ReferenceBackend
+from ..roi_align import check_regions
 from .planner import COMPILED
 from .shapes import Unplannable
 
@@ -229,10 +231,7 @@ class CompiledBackend(ReferenceBackend):
 
     def _run_nodes(self, part: Part, values: dict[str, Any], observe: Observe | None) -> None:
         for node in part.nodes:
-            if isinstance(node, ir.FloatCall):
-                result = self._float_call(node, values)
-            else:
-                result = self._method(node)(node, *(values[name] for name in node.inputs))
+            result = self._computed(node, self._method(node), values)
             values[node.name] = result
             if observe is not None:
                 observe(node, result)
@@ -241,6 +240,10 @@ class CompiledBackend(ReferenceBackend):
         given, planes = [], set()
         for name in part.inputs:
             value = values[name]
+            wanted = dtype_of(self.types[name])
+            if not isinstance(value, Tensor) or value.dtype != wanted:
+                found = getattr(value, 'dtype', type(value).__name__)
+                raise ir.GraphError(f'{name}: found {found}, wanted {wanted}')
             if name in part.regions.values():
                 rows = value.new_zeros(rounded_up(len(value)), value.shape[1])
                 rows[: len(value)] = value
@@ -255,6 +258,10 @@ class CompiledBackend(ReferenceBackend):
             given.append(value)
         shapes = tuple(value.shape for value in given)
         planned = self._planned_for(part, shapes, frozenset(planes), observe is not None)
+        for node in part.nodes:
+            if isinstance(node, ir.RoIAlign) and node.rois in values:
+                levels = [planned.slots[name].shape for name in node.levels]
+                check_regions(node, values[node.rois], levels)
 
         def rows_of(name: str, tensor: Tensor) -> Tensor:
             return tensor[: len(values[part.regions[name]])] if name in part.regions else tensor

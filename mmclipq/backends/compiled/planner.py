@@ -66,7 +66,7 @@ class Planner(Shapes, ABC):
         self._nodes, self._types, self._products = nodes, types, products
         self._constants = constants
         self._kept_flat, self._planes = kept_flat, planes
-        super().__init__(nodes, products, inputs)
+        super().__init__(nodes, constants, inputs)
         self.program = self._new_program(len(inputs) + len(outputs))
         self._external = {name: index for index, name in enumerate((*inputs, *outputs))}
         self.slots: dict[str, Slot] = {

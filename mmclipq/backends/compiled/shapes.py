@@ -1,16 +1,15 @@
-"""Shapes of the tensors of a part of a graph."""
+"""Shapes of the tensors of a part of a graph that a program can run."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from ...graph import ir
-from ...ops.arithmetic import pool_counts
+from ...graph.shapes import product_shape, result_shape
 
 
 class Unplannable(Exception):
@@ -35,7 +34,7 @@ class Shapes:
 
     Args:
         nodes: The part in execution order.
-        products: Its layers by name.
+        constants: Those of the graph.
         inputs: Shape of each tensor read from outside.
 
     Attributes:
@@ -43,78 +42,37 @@ class Shapes:
 
     Raises:
         Unplannable: if no step does a node at these shapes.
+        GraphError: if a node cannot read tensors of these shapes at all.
     """
 
     def __init__(
         self,
         nodes: Sequence[ir.Node],
-        products: Mapping[str, Any],
+        constants: Mapping[str, Tensor],
         inputs: Mapping[str, Sequence[int]],
     ) -> None:
-        self._products = products
-        self.shapes: dict[str, tuple[int, ...]] = dict(inputs)
+        self.shapes: dict[str, tuple[int, ...]] = {k: tuple(v) for k, v in inputs.items()}
         for node in nodes:
-            self.shapes[node.name] = tuple(getattr(self, f'_{kind_of(node)}_shape')(node))
+            self.shapes[node.name] = result_shape(node, self.shapes, constants)
+            if not self._has_step(node, constants):
+                raise Unplannable(node)
 
-    def _same_shape(self, node: ir.Node) -> Sequence[int]:
-        return self.shapes[node.x]
+    def _has_step(self, node: ir.Node, constants: Mapping[str, Tensor]) -> bool:
+        """Whether steps do the node at these shapes, not for its kind alone."""
+        shapes = [self.shapes[name] for name in node.inputs]
+        axes = len(shapes[0])
+        if isinstance(node, (ir.Add, ir.Mul)):
+            return shapes[0] == shapes[1] or axes == len(shapes[1]) == 4
+        if isinstance(node, ir.Product) and node.residual is not None:
+            weight = tuple(constants[node.weight].shape)
+            return shapes[1] == product_shape(node, weight, shapes[0])
+        if isinstance(node, (ir.Affine, ir.GroupNorm)):  # channels first in memory
+            return axes in (2, 4) or not isinstance(node, ir.GroupNorm)
+        if isinstance(node, ir.Concat):
+            return axes in (2, 4)
+        return True
 
-    _quantize_shape = _dequantize_shape = _requantize_shape = _activate_shape = _same_shape
-
-    def _affine_shape(self, node: ir.Affine | ir.Normalize) -> Sequence[int]:
-        shape = self.shapes[node.x]
-        if len(shape) == 4 or len(shape) == 2 or not isinstance(node, ir.GroupNorm):
-            return shape
-        raise Unplannable(node)  # channels first in memory
-
-    _groupnorm_shape = _layernorm_shape = _affine_shape
-
-    def _product_shape(self, node: ir.Product) -> Sequence[int]:
-        return self._products[node.name].result_shape(self.shapes[node.x])
-
-    _conv_shape = _linear_shape = _product_shape
-
-    def _add_shape(self, node: ir.Add | ir.Mul) -> Sequence[int]:
-        a, b = self.shapes[node.x], self.shapes[node.other]
-        if a != b and not len(a) == len(b) == 4:
-            raise Unplannable(node)
-        return tuple(torch.broadcast_shapes(a, b))
-
-    _mul_shape = _add_shape
-
-    def _avgpool_shape(self, node: ir.AvgPool) -> Sequence[int]:
-        images, channels, *sides = self.shapes[node.x]
-        return (images, channels, *(len(counts) for counts in pool_counts(node, *sides)))
-
-    def _concat_shape(self, node: ir.Concat) -> Sequence[int]:
-        shapes = [self.shapes[name] for name in node.tensors]
-        if len(shapes[0]) not in (2, 4):
-            raise Unplannable(node)
-        return (shapes[0][0], sum(shape[1] for shape in shapes), *shapes[0][2:])
-
-    def _maxpool_shape(self, node: ir.MaxPool) -> Sequence[int]:
-        images, channels, *sides = self.shapes[node.x]
-        # PyTorch's own rules give the size; a tensor without memory makes that free.
-        pooled = F.max_pool2d(
-            torch.empty(1, 1, *sides, device='meta'), node.kernel, node.stride, node.padding,
-            node.dilation, node.ceil_mode,
-        )  # fmt: skip
-        return (images, channels, *pooled.shape[2:])
-
-    def _upsample_shape(self, node: ir.Upsample | ir.Slice) -> Sequence[int]:
-        return (*self.shapes[node.x][:2], *(len(rows) for rows in self._sources(node)))
-
-    _slice_shape = _upsample_shape
-
-    def _flatten_shape(self, node: ir.Flatten) -> Sequence[int]:
-        shape = self.shapes[node.x]
-        return (shape[0], math.prod(shape[1:]))
-
-    def _roialign_shape(self, node: ir.RoIAlign) -> Sequence[int]:
-        channels = self.shapes[node.levels[0]][1]
-        return (self.shapes[node.rois][0], channels, *node.output_size)
-
-    def _sources(self, node: ir.Upsample | ir.Slice) -> list[torch.Tensor]:
+    def _sources(self, node: ir.Upsample | ir.Slice) -> list[Tensor]:
         """Number of the source of each row and of each column of the result, int64."""
         sources = []
         for axis, size in enumerate(self.shapes[node.x][2:]):
