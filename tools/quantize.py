@@ -14,6 +14,7 @@ from _tool import run
 
 def main(arguments: list[str]) -> None:
     from mmclipq.apis.clipq_flag import add_clipq_flag
+    from mmclipq.calibration.options import METHODS, CalibrationOptions
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -27,6 +28,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument('--calib-images', type=int, help='number of images (default: 64)')
     parser.add_argument('--calib-dir', help='folder of images (default: the training set)')
     parser.add_argument('--device', default='cpu', help='where calibration runs')
+    parser.add_argument('--method', choices=METHODS, help='how ranges are chosen (default: mse)')
+    parser.add_argument(
+        '--percentile', type=float, help='share of the values that a range holds, in percent'
+    )
+    parser.add_argument(
+        '--bias-correction', action=argparse.BooleanOptionalAction, default=None,
+        help='let biases take back what rounding moves the mean of a channel by',
+    )  # fmt: skip
     parser.add_argument(
         '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override config entries'
     )
@@ -40,6 +49,8 @@ def main(arguments: list[str]) -> None:
     args.config = find_config(args.config)
     check_file(args.checkpoint, 'a float checkpoint (.pth)')
     check_device(args.device)
+    chosen = {name: getattr(args, name) for name in ('method', 'percentile', 'bias_correction')}
+    CalibrationOptions.of(None, **chosen)
     if args.out:
         check_out(args.out, '.clipq')
 
@@ -66,7 +77,7 @@ def main(arguments: list[str]) -> None:
         print(report)
         if args.check:
             sys.exit(1 if report.findings else 0)
-    print(export_checkpoint(cfg, args.checkpoint, args.out, **options))
+    print(export_checkpoint(cfg, args.checkpoint, args.out, **options, **chosen))
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ clipq = dict(
     percentile=99.99,  # share of the inputs, in percent, that an 'auto' range holds
     lq=dict(loss_weight=0.1, target='grid', warmup_iters=0),  # None: no Lq loss
     # Calibration of the exported int8 file; offsets=False: no zero point, as the paper has it.
+    # method: 'mse', 'max', 'percentile' (with percentile=99.99), 'kl' or 'output'.
     int8=dict(calib_images=64, method='mse', offsets=True),
 )
 custom_hooks = [dict(type='mmclipq.ClipQHook'), dict(type='mmclipq.Int8ExportHook')]

@@ -10,6 +10,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from .. import base_config
+from ..calibration.options import OPTION_NAMES, CalibrationOptions
 from ..errors import ClipQError
 from ..models.losses import LqLoss
 from ..prepare import check_options, check_rule
@@ -29,7 +30,7 @@ DEFAULTS: dict[str, Any] = {
 """Options of the ``clipq`` section of a config and their defaults."""
 
 _LQ = frozenset(inspect.signature(LqLoss).parameters)
-_INT8 = frozenset({'calib_images', 'method', 'offsets'})
+_INT8 = frozenset({'calib_images', *OPTION_NAMES})
 _TRAINING_HOOK = 'ClipQHook'
 
 
@@ -62,6 +63,7 @@ def clipq_options(section: Mapping[str, Any] | None, **overrides: Any) -> dict[s
         check_rule(rule)
     _check_names(options['lq'] or {}, _LQ, 'clipq.lq')
     _check_names(options['int8'] or {}, _INT8, 'clipq.int8')
+    CalibrationOptions.of(options['int8'])
     return options
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from torch import nn
 
+from ..calibration.options import CalibrationOptions
 from ..errors import ClipQError
 from ..prepare import load_ranges_state, prepare_model, prepare_options
 from .calibration_data import config_batches, folder_batches
@@ -83,6 +84,7 @@ def quantize_checkpoint(
     calib_images: int | None = None,
     calib_dir: str | os.PathLike | None = None,
     device: str = 'cpu',
+    **changes: Any,
 ) -> tuple[nn.Module, Quantized, dict[str, Any]]:
     """Calibrated integer graph of a checkpoint, with the detector and the checkpoint's meta data.
 
@@ -92,12 +94,15 @@ def quantize_checkpoint(
         calib_images: Number of calibration images.
         calib_dir: Folder to take them from; by default the config's training set.
         device: Where calibration runs.
+        **changes: Options of :class:`mmclipq.calibration.options.CalibrationOptions` that win over
+            the config's unless None.
 
     Raises:
         ClipQError: for anything wrong with config, checkpoint or images.
     """
-    options = dict((cfg.get('clipq') or {}).get('int8') or {})
-    count = options.get('calib_images', DEFAULT_IMAGES) if calib_images is None else calib_images
+    section = dict((cfg.get('clipq') or {}).get('int8') or {})
+    options = CalibrationOptions.of(section, **changes)
+    count = section.get('calib_images', DEFAULT_IMAGES) if calib_images is None else calib_images
     # What is wrong with the images is said before the checkpoint is loaded.
     if calib_dir is not None:
         batches = folder_batches(cfg, calib_dir, count)
@@ -105,8 +110,7 @@ def quantize_checkpoint(
         batches = config_batches(cfg, count)
     model, content = load_for_quantization(cfg, checkpoint)
     model.to(device)
-    method, offsets = options.get('method', 'mse'), options.get('offsets', True)
-    quantized = quantize(model, batches, cfg.get('clipq'), method, offsets)
+    quantized = quantize(model, batches, cfg.get('clipq'), **asdict(options))
     meta = dict(content.get('meta', {}).get('dataset_meta') or {})
     return model, quantized, meta
 

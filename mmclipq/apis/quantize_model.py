@@ -12,13 +12,16 @@ import torch
 from mmdet.structures import DetDataSample
 from mmengine.logging import print_log
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from ..calibration.options import CalibrationOptions
 from ..detector import Int8Module, Int8Parts, captured_layers, executing, plain_samples
 from ..errors import ClipQError
-from ..graph.ir import FloatCall
+from ..graph.ir import FloatCall, TensorType
 from ..lowering.capture import Captured, CaptureError, called_layers, capture, evaluating
-from ..lowering.lower import Lowering
+from ..lowering.execution import Execution
 from ..lowering.module_parts import ModuleParts
+from ..lowering.part import Lowering
 from ..prepare import (
     clip_layers,
     find_weight_ranges,
@@ -26,6 +29,7 @@ from ..prepare import (
     prepare_options,
     unclipped_layers,
 )
+from .reservoir import Reservoir
 from .stand_in import every_score_counts, regions_where_none_are_proposed
 
 
@@ -64,8 +68,10 @@ def quantize(
     model: nn.Module,
     batches: Iterable[Any],
     clipq: Mapping[str, Any] | None = None,
-    method: str = 'mse',
-    offsets: bool = True,
+    method: str = CalibrationOptions.method,
+    offsets: bool = CalibrationOptions.offsets,
+    percentile: float = CalibrationOptions.percentile,
+    bias_correction: bool = CalibrationOptions.bias_correction,
 ) -> Quantized:
     """Calibrate and lower a built float detector; the detector itself stays executable in float.
 
@@ -74,26 +80,43 @@ def quantize(
             not. If not, it is prepared with the layer options in ``clipq``.
         batches: Calibration data: what a dataloader gives, or preprocessed float32 images.
         clipq: The ``clipq`` section of a config.
-        method: How activation ranges are chosen, ``'mse'`` or ``'max'``.
-        offsets: Whether tensors that reach a little below zero may have uint8 codes with an offset.
+        method, offsets, percentile, bias_correction: See
+            :class:`mmclipq.calibration.options.CalibrationOptions`.
 
     Raises:
         ClipQError: for a detector that cannot be captured, NaN weights, no images, and so on.
     """
+    options = CalibrationOptions(method, percentile, offsets, bias_correction)
+    session = calibrate(model, batches, clipq)
+    session.measure(options)
+    return session.finish(options)
+
+
+def calibrate(
+    model: nn.Module, batches: Iterable[Any], clipq: Mapping[str, Any] | None = None
+) -> CalibrationSession:
+    """Let a float detector see calibration data, for :meth:`CalibrationSession.finish`.
+
+    The arguments are those of :func:`quantize`, whose errors are raised.
+    """
     if next(clip_layers(model), None) is None:
         prepare_model(model, **prepare_options(clipq))
     find_weight_ranges(model)
-    session = _Session(model)
+    session = CalibrationSession(model)
     for images, samples in preprocessed(model, batches):
         session.observe(images, samples)
-    return session.finish(method, offsets)
+    session.stand_in()
+    return session
 
 
-class _Session:
+class CalibrationSession:
     """What calibration knows of a detector: its parts under observation.
 
     Args:
         model: The prepared detector.
+
+    Attributes:
+        held: Some of the images, for second looks.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -104,6 +127,14 @@ class _Session:
         self.left: dict[str, str] = {}
         self.modules = ModuleParts(model)
         self.first: tuple[Tensor, list[DetDataSample]] | None = None
+        self.held = Reservoir()
+
+    @property
+    def parts(self) -> dict[str, Lowering]:
+        """The detector's parts by name: ``dense``, ``boxes 0`` and so on, paths of modules."""
+        named = {} if self.dense is None else {'dense': self.dense}
+        named |= {f'boxes {index}': box for index, box in enumerate(self.boxes)}
+        return named | {part.path: part.lowering for part in self.modules.parts.values()}
 
     def start(self, image: Tensor) -> None:
         """Trace the parts that the detector has, with an image ``(1, C, H, W)``."""
@@ -116,7 +147,9 @@ class _Session:
         non_negative = cannot_be_negative(self.model.data_preprocessor)
         self.dense = Lowering(traced.module, non_negative, traced.levels)
         features_from_zero = all(unit.non_negative for unit in self.dense.plan.levels)
-        self.boxes = [Lowering(part, features_from_zero) for part in traced.boxes]
+        self.boxes = [
+            Lowering(part, features_from_zero, levels_read=traced.levels) for part in traced.boxes
+        ]
         if traced.head is not None:
             self.modules.outside.add(traced.head)
 
@@ -132,6 +165,11 @@ class _Session:
         if self.first is None:
             self.first = images[:1], samples[:1]
             self.start(images[:1])
+        self.held.add(images, samples)
+        self.run(images, samples)
+
+    def run(self, images: Tensor, samples: list[DetDataSample]) -> None:
+        """Let every part run on a batch, in float or as it is executed just now."""
         if self.dense is not None and not self.boxes and not self.needs_predictions():
             self.dense.run(images)
         else:
@@ -159,7 +197,7 @@ class _Session:
     @torch.no_grad()
     def stand_in(self) -> None:
         """Give layers that found nothing to do a grid of regions, and masks of every score."""
-        unseen = self.unseen()
+        unseen = [] if self.first is None else self.unseen()
         if not unseen:
             return
         observed = [part.lowering for part in self.modules.parts.values()]
@@ -180,20 +218,61 @@ class _Session:
                 logging.WARNING,
             )
 
-    def finish(self, method: str, offsets: bool) -> Quantized:
-        """The integer graphs."""
+    @torch.no_grad()
+    def look_again(self, executions: Mapping[str, Execution], title: str) -> None:
+        """Run parts on the held images, each by an execution of its own, with a progress bar."""
+        parts = self.parts
+        with ExitStack() as stack:
+            for name, execution in executions.items():
+                stack.enter_context(parts[name].executing(execution))
+            for images, samples in tqdm(self.held.held, desc=title, unit='image', delay=2):
+                self.run(images, samples)
+
+    def measure(self, options: CalibrationOptions) -> None:
+        """Measure on the held images what the method wants to know beside the statistics."""
+        if options.method != 'output':
+            return
+        found = {name: part.output_errors(options.offsets) for name, part in self.parts.items()}
+        self.look_again(found, 'errors of outputs')
+        for name, part in self.parts.items():
+            part.use(found[name])
+
+    def choose(self, options: CalibrationOptions, left: Mapping[str, str] | None = None) -> None:
+        """Choose the range of every tensor with codes, and what biases take back.
+
+        Args:
+            options: How ranges are chosen.
+            left: Layers that stay in float, by path, and why.
+        """
         if self.first is None:
             raise ClipQError('calibration: found no images, wanted at least one batch')
-        self.stand_in()
+        types: list[TensorType] = []
+        for name, part in self.parts.items():
+            is_box = part in self.boxes
+            part.choose(options, types if is_box else (), left)
+            if name == 'dense':
+                types = [part.types[unit] for unit in part.plan.levels]
+            part.corrections = {}
+        if options.bias_correction:
+            found = {name: part.mean_errors() for name, part in self.parts.items()}
+            self.look_again(found, 'bias correction')
+            for name, part in self.parts.items():
+                part.corrections = found[name].corrections
+
+    def finish(
+        self, options: CalibrationOptions, left: Mapping[str, str] | None = None
+    ) -> Quantized:
+        """The integer graphs; the arguments are those of :meth:`choose`."""
+        self.choose(options, left)
         graph, boxes, called, head = None, [], [], None
         if self.dense is not None:
-            graph = self.dense.finish(method, offsets=offsets)
+            graph = self.dense.emit()
             head, called = self.traced.head, self.traced.called
-            levels = self.traced.levels
-            features = graph.outputs['features'] if levels else ()
-            types = [graph.tensors[ref.name] for ref in features[:levels]]
-            boxes = [box.finish(method, types, offsets) for box in self.boxes]
-        modules = [Int8Module(*part) for part in self.modules.finish(method, offsets)]
+            boxes = [box.emit() for box in self.boxes]
+        modules = [
+            Int8Module(part.path, part.form, part.lowering.emit())
+            for part in self.modules.parts.values()
+        ]
         for part in self.modules.parts.values():
             called = [*called, *called_layers(part.traced)]
         parts = Quantized(graph, head, [], tuple(boxes), tuple(modules))

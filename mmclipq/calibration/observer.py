@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from fractions import Fraction
 
 import torch
@@ -117,21 +118,70 @@ class OctaveHistogram:
             offset: Code that stands for zero.
         """
         step = fp.step(exponent, signed)
-        low, high = fp.code_range(signed)
         to_zero = _parts_up_to(step / 2)
         total = 0.0
-        # Codes beyond zero on each side; above, values up to one step more round to the last one.
-        for table, codes, more in zip(
-            self.table, (high - offset, offset - low), (1, 0), strict=True
-        ):
-            limit = codes * step
-            inside = _parts_up_to(limit + more * step)
+        for table, (limit, inside) in zip(self.table, _ends(step, signed, offset), strict=True):
             count, first, second = table
             clipped = second[inside:] - 2 * limit * first[inside:] + limit * limit * count[inside:]
             zero = min(to_zero, inside)
             total += float(clipped.sum()) + float(second[:zero].sum())
             total += float(count[zero:inside].sum()) * step * step / 12
         return total
+
+    def share_beyond(self, exponent: int, signed: bool = True, offset: int = 0) -> Fraction:
+        """Share of the values that saturate because they lie beyond the outermost codes.
+
+        Values of up to one step beyond the largest code do not count. The arguments are those of
+        :meth:`squared_error`.
+        """
+        ends = _ends(fp.step(exponent, signed), signed, offset)
+        beyond = sum(
+            int(count[inside:].sum())
+            for count, (_, inside) in zip(self.table[:, 0], ends, strict=True)
+        )
+        return Fraction(beyond, max(1, self.count))
+
+    def divergence(self, exponent: int, signed: bool = True, offset: int = 0) -> float:
+        """Kullback-Leibler divergence in nats of the values from what is left of them as codes.
+
+        Values beyond the outermost codes lie in the last part inside; what rounds to one code is
+        spread evenly over those parts of its cell that hold values. A part where none lies counts
+        as half a value. Exact zeros, which every code holds, are left out, and so is what happens
+        inside of one part. The arguments are those of :meth:`squared_error`.
+        """
+        step = fp.step(exponent, signed)
+        real, kept, widths, codes = [], [], [], []
+        ends = _ends(step, signed, offset)
+        for side, (seen, (_, inside)) in enumerate(zip(self.table[:, 0], ends, strict=True)):
+            values = seen[:inside].clone()
+            values[:1] = 0
+            kept.append(values)
+            clipped = values.clone()
+            clipped[-1:] += seen[max(inside, 1) :].sum()
+            real.append(clipped)
+            widths.append(_WIDTHS[:inside])
+            code = torch.floor(_MIDDLES[:inside] / step + 0.5).long()
+            # Zero is one code for both sides.
+            codes.append(torch.where(code > 0, 2 * code - side, 0))
+        wanted, values = torch.cat(real), torch.cat(kept)
+        if not values.sum():
+            return math.inf if wanted.sum() else 0.0
+        width = torch.where(values > 0, torch.cat(widths), 0.0)
+        _, cell = torch.cat(codes).unique(return_inverse=True)
+        sums = torch.zeros(2, int(cell.max()) + 1, dtype=torch.float64)
+        sums.index_add_(1, cell, torch.stack([values, width]))
+        mass, whole = sums[:, cell]
+        spread = torch.where(width > 0, mass * width / whole.clamp(min=1e-300), 0.5)
+        p, q = wanted / wanted.sum(), spread / values.sum()
+        return float(torch.where(p > 0, p * (p / q).log(), 0.0).sum())
+
+
+def _ends(step: float, signed: bool, offset: int) -> Iterator[tuple[float, int]]:
+    """Value of the outermost code above zero, then below, and how many parts it holds."""
+    low, high = fp.code_range(signed)
+    # Above, values up to one step more round to the last code.
+    for codes, more in ((high - offset, 1), (offset - low, 0)):
+        yield codes * step, _parts_up_to((codes + more) * step if codes else 0.0)
 
 
 def _end(part: int) -> float:
@@ -148,3 +198,8 @@ def _parts_up_to(limit: float) -> int:
     octave = exponent - fp.EXPONENT_MIN
     number = math.floor((2 * fraction - 1) * _PARTS)
     return min(max(octave * _PARTS + number, 0), _BINS)
+
+
+_UPPER_ENDS = torch.tensor([_end(part) for part in range(_BINS)], dtype=torch.float64)
+_WIDTHS = torch.diff(_UPPER_ENDS, prepend=torch.zeros(1, dtype=torch.float64))
+_MIDDLES = _UPPER_ENDS - _WIDTHS / 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 from .. import fixed_point as fp
 from ..errors import ClipQError
 from .observer import OctaveHistogram
+from .options import METHODS
 
-METHODS = ('mse', 'max')
 OFFSETS = (8, 16, 32, 64)
 """Codes that may stand for zero where a tensor reaches a little below it."""
 _SEARCHED_OCTAVES = 8
@@ -27,22 +28,65 @@ class CodeRange(NamedTuple):
     offset: int = 0
 
 
+def candidates(
+    histograms: Sequence[OctaveHistogram],
+    signed: bool,
+    upper: int | None = None,
+    offsets: Sequence[int] = (),
+) -> list[CodeRange]:
+    """Ranges that may suit tensors of one range, from the widest on; int8 or uint8 ones first.
+
+    Args:
+        histograms: Statistics of the tensors.
+        signed: Whether values can be negative; if not, the codes are uint8 without an offset.
+        upper: Clip exponent of the layers that read the tensors; never exceeded.
+        offsets: Codes of uint8 that may stand for zero, tried beside int8 where ``signed``.
+    """
+    top = max(histogram.percentile_exponent(100) for histogram in histograms)
+    limit = fp.EXPONENT_MAX if upper is None else upper
+    return [
+        CodeRange(exponent, *kind)
+        for kind in _kinds(signed, offsets)
+        # An offset takes a part of the range away above, which one octave more gives back.
+        for exponent in range(
+            min(top + bool(kind[1]), limit),
+            max(fp.EXPONENT_MIN, min(top, limit) - _SEARCHED_OCTAVES) - 1,
+            -1,
+        )
+    ]
+
+
+def _kinds(signed: bool, offsets: Sequence[int]) -> list[tuple[bool, int]]:
+    return [(signed, 0), *((False, offset) for offset in offsets if signed)]
+
+
+def relative_error(histograms: Sequence[OctaveHistogram], range_: CodeRange) -> float:
+    """Squared error of the tensors in this range, each as a share of its own energy, summed."""
+    energies = (max(histogram.energy, 1e-300) for histogram in histograms)
+    return sum(
+        histogram.squared_error(*range_) / energy
+        for histogram, energy in zip(histograms, energies, strict=True)
+    )
+
+
 def activation_range(
     histograms: Sequence[OctaveHistogram],
     signed: bool,
     method: str = 'mse',
     upper: int | None = None,
     offsets: Sequence[int] = (),
+    percentile: float = 99.99,
 ) -> CodeRange:
     """Codes of one tensor, or of several that must share them (a concatenation's inputs).
 
     Args:
-        histograms: Statistics of the tensors.
-        signed: Whether values can be negative; if not, the codes are uint8 without an offset.
-        method: ``'max'`` holds every value seen with the smallest step; ``'mse'`` minimises the
-            squared error, each tensor's weighed by its own energy so that a quiet one still counts.
-        upper: Clip exponent of the layers that read the tensor; never exceeded.
-        offsets: Codes of uint8 that may stand for zero, tried beside int8 where ``signed``.
+        histograms, signed, upper, offsets: As for :func:`candidates`.
+        method: ``'max'`` holds every value seen with the smallest step, ``'percentile'`` that share
+            of each tensor's; ``'mse'`` minimises the squared error, each tensor's weighed by its
+            own energy so that a quiet one still counts; ``'kl'`` the Kullback-Leibler divergence
+            of the values from the codes' values, summed over the tensors. ``'output'`` cannot be
+            told from the tensor alone: it is ``'mse'`` here, for tensors that no layer reads.
+        percentile: In percent.
 
     Raises:
         ClipQError: if the method is unknown or nothing was observed.
@@ -51,29 +95,19 @@ def activation_range(
         raise ClipQError(f'found calibration method {method!r}, wanted one of {METHODS}')
     top = max(histogram.percentile_exponent(100) for histogram in histograms)
     limit = fp.EXPONENT_MAX if upper is None else upper
-    kinds = [(signed, 0), *((False, offset) for offset in offsets if signed)]
     if method == 'max':
         above, below = (max(ends) for ends in zip(*(h.reach() for h in histograms), strict=True))
-        held = (_holding(above, below, *kind) for kind in kinds)
+        held = (_holding(above, below, *kind) for kind in _kinds(signed, offsets))
         found = [range_ for range_ in held if range_ is not None and range_.exponent <= limit]
         return min(found, key=_step, default=CodeRange(min(top, limit), signed))
-    energies = [max(histogram.energy, 1e-300) for histogram in histograms]
-
-    def error(range_: CodeRange) -> float:
-        errors = (histogram.squared_error(*range_) for histogram in histograms)
-        return sum(error / energy for error, energy in zip(errors, energies, strict=True))
-
-    tried = [
-        CodeRange(exponent, *kind)
-        for kind in kinds
-        # An offset takes a part of the range away above, which one octave more gives back.
-        for exponent in range(
-            min(top + bool(kind[1]), limit),
-            max(fp.EXPONENT_MIN, min(top, limit) - _SEARCHED_OCTAVES) - 1,
-            -1,
-        )
-    ]
-    return min(tried, key=error)
+    tried = candidates(histograms, signed, upper, offsets)
+    if method == 'percentile':
+        allowed = 1 - Fraction(str(percentile)) / 100
+        found = [r for r in tried if all(h.share_beyond(*r) <= allowed for h in histograms)]
+        return min(found, key=_step, default=CodeRange(min(top, limit), signed))
+    if method == 'kl':
+        return min(tried, key=lambda range_: sum(h.divergence(*range_) for h in histograms))
+    return min(tried, key=lambda range_: relative_error(histograms, range_))
 
 
 def _step(range_: CodeRange) -> float:
@@ -95,13 +129,20 @@ def _holding(above: float, below: float, signed: bool, offset: int) -> CodeRange
     return CodeRange(fp.holding_exponent(max(needed)), signed, offset)
 
 
-def weight_exponents(weight: Tensor, upper: int | None, name: str = 'weight') -> Tensor:
+def weight_exponents(
+    weight: Tensor,
+    upper: int | None,
+    name: str = 'weight',
+    importance: Tensor | None = None,
+) -> Tensor:
     """Exponent of each output channel, the one with the least squared error.
 
     Args:
         weight: Float tensor whose first axis is the output channel.
         upper: Clip exponent of the layer; never exceeded.
         name: What the weights are called in errors.
+        importance: What a squared error counts, broadcast over the weights; 1 by default. The mean
+            square of what a weight multiplies makes it the error of the output.
 
     Returns:
         int32 tensor of shape ``(weight.shape[0],)``.
@@ -111,6 +152,7 @@ def weight_exponents(weight: Tensor, upper: int | None, name: str = 'weight') ->
     """
     fp.check_finite(weight, name)
     rows = weight.detach().float().flatten(1)
+    counts = None if importance is None else importance.expand_as(weight).flatten(1)
     largest = rows.abs().amax(1).tolist()
     top = torch.tensor([fp.holding_exponent(value) for value in largest], device=rows.device)
     limit = fp.EXPONENT_MAX if upper is None else upper
@@ -119,7 +161,8 @@ def weight_exponents(weight: Tensor, upper: int | None, name: str = 'weight') ->
     best, best_error = top, rows.new_full((len(rows),), torch.inf)
     for shift in (1, 0, -1, -2):
         tried = (top + shift).clamp(fp.EXPONENT_MIN, limit)
-        error = fp.quantize(rows, tried, axis=0).sub_(rows).square_().sum(1)
+        squares = fp.quantize(rows, tried, axis=0).sub_(rows).square_()
+        error = (squares if counts is None else squares.mul_(counts)).sum(1)
         better = error < best_error
         best = torch.where(better, tried, best)
         best_error = torch.where(better, error, best_error)

@@ -1,36 +1,38 @@
-"""Turns a traced, clipped detector part and calibration images into an ``Int8Graph``."""
+"""Writes the ``Int8Graph`` of a plan whose ranges are chosen."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from .. import fixed_point as fp
-from ..calibration.range_search import weight_exponents
-from ..errors import ClipQError
 from ..graph import ir, islands
 from ..layers import ClipConvAdaptive
 from . import patterns
-from .capture import CaptureError, evaluating
-from .plan import NORMS, PRODUCTS, Plan, Unit, make_plan
-from .ranges import Recorder, choose_types
+from .norms import fold_norm, norm_factors
+from .plan import NORMS, PRODUCTS, Plan, Unit
+from .ranges import bounded
+from .tracer import CaptureError
+from .weights import WeightCodes
 
 _ELEMENTWISE = {'add': ir.Add, 'mul': ir.Mul, 'activation': ir.Activate, 'avg_pool': ir.AvgPool}
 
 
 @dataclass
-class _Emitter:
+class Emitter:
     """Writes nodes; names tensors after layers so that reports and errors can be read."""
 
     module: fx.GraphModule
     plan: Plan
     types: dict[Unit, ir.TensorType]
     given: dict[Unit, ir.TensorType]
+    weights: WeightCodes = field(default_factory=WeightCodes)
+    corrections: Mapping[str, Tensor] = field(default_factory=dict)
     nodes: list[ir.Node] = field(default_factory=list)
     constants: dict[str, Tensor] = field(default_factory=dict)
     emitted: set[str] = field(default_factory=set)
@@ -57,7 +59,7 @@ class _Emitter:
             name = self.emit(ir.Quantize(f'{unit.path}.codes', kind, unit.path))
         if bound is None or bound >= kind.exponent:
             return name
-        clipped = _bounded(kind, bound)
+        clipped = bounded(kind, bound)
         return self.emit(ir.Requantize(f'{unit.path}.clip{bound}', clipped, name))
 
     def values(self, unit: Unit) -> str:
@@ -117,13 +119,11 @@ class _Emitter:
         layer, path = unit.layer, unit.start.target
         weight_key, exponents_key = f'{path}.weight', f'{path}.weight_exponents'
         if weight_key not in self.constants:
-            weight = layer.product_weight().detach().cpu()
-            if unit.kind == 'conv_transpose':  # output channels first, as in a convolution
-                weight = weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
-            exponents = weight_exponents(weight, layer.weight_exponent, weight_key)
+            self.constants[weight_key], exponents = self.weights.of(unit)
             self.constants[exponents_key] = exponents
-            self.constants[weight_key] = fp.encode(weight, exponents, axis=0)
         scale, shift = (value * unit.scale for value in fold_norm(layer, unit.norm))
+        if (correction := self.corrections.get(unit.start.name)) is not None:
+            shift = shift + scale * correction
         x = self.codes(unit.operands[0], layer.input_exponent)
         x_type = next(node.type for node in reversed(self.nodes) if node.name == x)
         exponents = fp.step_exponent(self.constants[exponents_key]) + x_type.step_exponent
@@ -231,126 +231,3 @@ class _Emitter:
             items = [self.arguments(item, shape_only) for item in tree]
             return tuple(items) if isinstance(tree, tuple) else items
         return tree
-
-
-def _bounded(kind: ir.TensorType, bound: int) -> ir.TensorType:
-    """Type of codes of ``kind`` clipped to the smaller range of ``bound``, as far below zero."""
-    offset = kind.offset << (kind.exponent - bound)
-    if offset <= max(ir.OFFSETS):
-        return ir.TensorType(bound, kind.signed, offset)
-    return ir.TensorType(bound, True)
-
-
-def fold_norm(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
-    """Scale and shift, float64 ``(channels,)``, that follow the product in evaluation mode.
-
-    The batch norm stays out of the weights: it only scales and shifts the int32 sums.
-    """
-    channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-    bias = layer.bias
-    shift = torch.zeros(channels, dtype=torch.float64)
-    if bias is not None:
-        shift = bias.detach().double().cpu()
-    if norm is None:
-        return torch.ones(channels, dtype=torch.float64), shift
-    scale, added = norm_factors(norm)
-    return scale, shift * scale + added
-
-
-def norm_factors(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Scale and shift, float64 ``(channels,)``, of a batch norm in evaluation mode."""
-    scale = 1 / torch.sqrt(norm.running_var.double().cpu() + norm.eps)
-    if norm.affine:
-        scale = scale * norm.weight.detach().double().cpu()
-    shift = -norm.running_mean.double().cpu() * scale
-    if norm.affine:
-        shift = shift + norm.bias.detach().double().cpu()
-    return scale, shift
-
-
-class Lowering:
-    """Makes an integer graph in three steps: plan, observe calibration data, finish.
-
-    Args:
-        module: From :func:`mmclipq.lowering.capture.capture`.
-        non_negative_input: Whether no preprocessed pixel can be negative, which gives the image
-            uint8 codes.
-        levels: How many of the part's features leave as codes of one range, for RoIAlign.
-
-    Raises:
-        ClipQError: naming the layer with NaN weights.
-    """
-
-    def __init__(
-        self, module: fx.GraphModule, non_negative_input: bool = False, levels: int = 0
-    ) -> None:
-        self.module = module
-        self.plan = make_plan(module, non_negative_input, levels)
-        for unit in self.plan.units:
-            if unit.layer is not None:
-                fp.check_finite(unit.layer.weight, f'{unit.start.target}.weight')
-        self._recorder = Recorder(module, self.plan)
-
-    @torch.no_grad()
-    def run(self, *inputs: Tensor) -> Any:
-        """Float outputs of the part for one batch, whose tensors join the statistics.
-
-        Raises:
-            ClipQError: if a tensor holds NaN or infinity.
-        """
-        with evaluating(self.module):
-            return self._recorder.run(*inputs)
-
-    @property
-    def seen(self) -> bool:
-        """Whether it has run."""
-        return self._recorder.batches > 0
-
-    def stop_recording(self) -> None:
-        """Keep what it runs on from now on out of the statistics."""
-        self._recorder.recording = False
-
-    def finish(
-        self,
-        method: str = 'mse',
-        input_types: Sequence[ir.TensorType] = (),
-        offsets: bool = True,
-    ) -> ir.Int8Graph:
-        """The integer graph.
-
-        Args:
-            method: How activation ranges are chosen, ``'mse'`` or ``'max'``.
-            input_types: Types of the first inputs, where they arrive as codes.
-            offsets: Whether uint8 codes may have an offset; without, as the paper has it, tensors
-                that can be negative are int8.
-
-        Raises:
-            CaptureError: naming the step that can be neither int8 nor a float island.
-            ClipQError: if nothing was observed, or a value is out of the range of exponents.
-        """
-        inputs = [unit for unit in self.plan.units if unit.kind == 'input']
-        given = dict(zip(inputs, input_types, strict=False))
-        if not self._recorder.batches:
-            missing = 'regions' if input_types else 'images'
-            raise ClipQError(f'calibration: found no {missing}, wanted at least one batch')
-        types = choose_types(self.plan, self._recorder.histograms, method, given, offsets)
-        return _Emitter(self.module, self.plan, types, given).run()
-
-
-def lower(
-    module: fx.GraphModule,
-    images: Iterable[Tensor],
-    method: str = 'mse',
-    non_negative_input: bool = False,
-) -> ir.Int8Graph:
-    """The integer graph of a traced part that reads nothing but images.
-
-    Args:
-        module: From :func:`mmclipq.lowering.capture.capture`.
-        images: Batches of preprocessed images, float32 ``(N, C, H, W)``.
-        method, non_negative_input: As for :class:`Lowering`, whose errors are raised.
-    """
-    lowering = Lowering(module, non_negative_input)
-    for batch in images:
-        lowering.run(batch)
-    return lowering.finish(method)

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import ClipQError
-from ..graph import ir
 from ..graph.ir import GraphError
 from ..graph.signature import join_call, split_call
 from ..layers import ClipMixin
 from .agreement import same_results
 from .capture import capture_module, evaluating
-from .lower import Lowering
+from .part import Lowering
 from .plan import PRODUCTS
 from .tracer import CaptureError, Watched, sentence
 
@@ -159,8 +158,3 @@ class ModuleParts:
             wanted, found = forward(*args, **kwargs), part.traced(*copied())
         if not same_results(found, wanted):
             raise CaptureError(f'{part.path}: found a trace with other results than the module')
-
-    def finish(self, method: str, offsets: bool = True) -> Iterator[tuple[str, Any, ir.Int8Graph]]:
-        """Path, form of its calls and integer graph of each module."""
-        for part in self.parts.values():
-            yield part.path, part.form, part.lowering.finish(method, offsets=offsets)

@@ -6,7 +6,7 @@ residual that fuse into its epilogue, or a step that stands alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,7 +87,9 @@ class Plan:
 
 
 class _Planner:
-    def __init__(self, module: fx.GraphModule, non_negative_input: bool, levels: int) -> None:
+    def __init__(
+        self, module: fx.GraphModule, non_negative_input: bool, levels: int, left: Mapping[str, str]
+    ) -> None:
         self.modules = dict(module.named_modules(remove_duplicate=False))
         self.ops = {node: patterns.read(node, self.modules) for node in module.graph.nodes}
         self.order = {node: index for index, node in enumerate(module.graph.nodes)}
@@ -96,6 +98,7 @@ class _Planner:
         self.covered: set[fx.Node] = set()
         self.non_negative_input = non_negative_input
         self.level_count = levels
+        self.left = left
 
     def source(self, node: fx.Node) -> fx.Node:
         """``node`` itself, or what an identity (dropout in evaluation, say) passes on."""
@@ -172,6 +175,9 @@ class _Planner:
                 unit = Unit('input', node, path=self.unique(node.name))
             elif op.kind in PRODUCTS:
                 unit = self.product(node)
+                if node.target in self.left:
+                    units += self.left_in_float(unit)
+                    continue
             elif op.kind == 'scale':
                 unit = self.float_unit(node, f'{node.name} follows no convolution that it fuses to')
             elif op.kind == 'float':
@@ -199,6 +205,19 @@ class _Planner:
 
     def float_unit(self, node: fx.Node, reason: str) -> Unit:
         return Unit('float', node, path=self.unique(node.name), options={'reason': reason})
+
+    def left_in_float(self, unit: Unit) -> Iterator[Unit]:
+        """A product as float steps, with all that would have fused, so nothing is rounded within.
+
+        Its last step gives the tensor that the product would have given.
+        """
+        reason, node = self.left[unit.start.target], unit.start
+        while True:
+            if self.ops[node].kind != 'identity' or node is unit.node:
+                yield self.float_unit(node, reason)
+            if node is unit.node:
+                return
+            node = next(iter(node.users))
 
     def mark(self, units: list[Unit]) -> None:
         """Find who wants codes, turn the rest into float steps, then find the signs."""
@@ -263,15 +282,21 @@ class _Planner:
         return rectified
 
 
-def make_plan(module: fx.GraphModule, non_negative_input: bool = False, levels: int = 0) -> Plan:
+def make_plan(
+    module: fx.GraphModule,
+    non_negative_input: bool = False,
+    levels: int = 0,
+    left: Mapping[str, str] | None = None,
+) -> Plan:
     """Plan for a traced module whose layers are clipped (:func:`mmclipq.prepare_model`).
 
     Args:
         module: The traced module.
         non_negative_input: Whether its inputs cannot be negative.
         levels: How many of its features, from the first on, RoIAlign reads as codes.
+        left: Layers that stay in float, by path, and why.
     """
-    return _Planner(module, non_negative_input, levels).run(module.graph)
+    return _Planner(module, non_negative_input, levels, left or {}).run(module.graph)
 
 
 def tied_groups(plan: Plan) -> Iterator[list[Unit]]:

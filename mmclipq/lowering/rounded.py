@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from .. import fixed_point as fp
 from ..graph import ir
 from .capture import evaluating
+from .execution import unclipped
 from .plan import PRODUCTS, make_plan
 
 
@@ -116,14 +117,8 @@ class RoundedExecution(fx.Interpreter):
         weight = fp.decode(constants[product.weight], constants[product.exponents], axis=0)
         if isinstance(product, ir.ConvTranspose):
             weight = weight.unflatten(0, (product.groups, -1)).transpose(1, 2).flatten(0, 1)
-        state = layer.input_exponent, layer.weight_exponent
-        layer.input_exponent = layer.weight_exponent = None
-        layer.product_weight = lambda: weight.to(x)
-        try:
+        with unclipped(layer, weight.to(x)):
             return layer(x)
-        finally:
-            layer.input_exponent, layer.weight_exponent = state
-            del layer.product_weight
 
 
 def _values(codes: Tensor, kind: ir.TensorType) -> Tensor:

@@ -6,7 +6,7 @@ from mmengine.hub import get_config
 from torch import fx, nn
 
 from mmclipq.apis import build_detector
-from mmclipq.lowering.lower import lower
+from mmclipq.lowering.part import lower
 from mmclipq.lowering.plan import make_plan
 from mmclipq.lowering.tracer import Tracer
 from mmclipq.prepare import find_weight_ranges, prepare_model

@@ -13,7 +13,7 @@ from mmclipq.backends import build_backend
 from mmclipq.errors import ClipQError
 from mmclipq.graph import ir
 from mmclipq.lowering.capture import CaptureError
-from mmclipq.lowering.lower import fold_norm
+from mmclipq.lowering.norms import fold_norm
 
 IMAGES = [torch.randn(2, 4, 9, 11, generator=torch.Generator().manual_seed(i)) for i in range(2)]
 
@@ -166,7 +166,7 @@ def test_shared_layer_is_stored_once(lowered):
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
 def test_bad_weights_name_the_layer(trace, value):
-    from mmclipq.lowering.lower import lower
+    from mmclipq.lowering.part import lower
 
     net = Net(lambda m, x: m.b(m.a(x)))
     module = trace(net)

@@ -87,7 +87,8 @@ def test_largest_traceable_modules_become_graphs(detector):
 
 
 def test_graphs_give_the_modules_results_on_every_backend(detector):
-    graphs = {path: graph for path, _, graph in observe(detector, images((6, 8))).finish('mse')}
+    parts = observe(detector, images((6, 8))).parts
+    graphs = {path: part.lowering.finish() for path, part in parts.items()}
     (x,) = images((4, 5))
     with torch.no_grad():
         wanted = detector.inner.block(x, 0.5)
