@@ -4,6 +4,9 @@
 Checkpoint and calibration images are checked first: preprocessing, statistics of batch norm, what
 the images show. What is found is printed and stops nothing; ``--check`` does no more than that and
 exits with 1 if anything is found.
+
+``--search`` and ``--max-drop`` measure detections. What they have found lies in ``FILE.progress``
+beside the output until that is written, so the same command goes on after an interruption.
 """
 
 import argparse
@@ -27,6 +30,7 @@ def main(arguments: list[str]) -> None:
     checks.add_argument('--no-check', action='store_true', help='write without a check')
     parser.add_argument('--calib-images', type=int, help='number of images (default: 64)')
     parser.add_argument('--calib-dir', help='folder of images (default: the training set)')
+    parser.add_argument('--calib-seed', type=int, help='of their draw (default: 0)')
     parser.add_argument('--device', default='cpu', help='where calibration runs')
     parser.add_argument('--method', choices=METHODS, help='how ranges are chosen (default: mse)')
     parser.add_argument(
@@ -37,6 +41,18 @@ def main(arguments: list[str]) -> None:
         help='let biases take back what rounding moves the mean of a channel by',
     )  # fmt: skip
     parser.add_argument(
+        '--search', action='store_true',
+        help='choose ranges by the detections themselves; goes on where it was interrupted',
+    )  # fmt: skip
+    parser.add_argument(
+        '--max-drop', type=float, metavar='POINTS',
+        help='leave as few layers in float as needed to lose at most so many AP points',
+    )  # fmt: skip
+    parser.add_argument(
+        '--held-images', type=int, default=64,
+        help='images beside those that calibrate, on which AP is measured (default: 64)',
+    )  # fmt: skip
+    parser.add_argument(
         '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override config entries'
     )
     add_clipq_flag(parser)
@@ -44,7 +60,13 @@ def main(arguments: list[str]) -> None:
     if args.check == bool(args.out):
         parser.error('wanted either --out FILE.clipq or --check')
 
-    from mmclipq.apis.mmdet_tools import check_device, check_file, check_out, find_config
+    from mmclipq.apis.mmdet_tools import (
+        check_device,
+        check_file,
+        check_out,
+        check_range,
+        find_config,
+    )
 
     args.config = find_config(args.config)
     check_file(args.checkpoint, 'a float checkpoint (.pth)')
@@ -53,6 +75,9 @@ def main(arguments: list[str]) -> None:
     CalibrationOptions.of(None, **chosen)
     if args.out:
         check_out(args.out, '.clipq')
+    check_range('--held-images', args.held_images, 2)
+    if args.max_drop is not None:
+        check_range('--max-drop', args.max_drop, 0)
 
     from mmengine.config import Config, DictAction
 
@@ -77,7 +102,16 @@ def main(arguments: list[str]) -> None:
         print(report)
         if args.check:
             sys.exit(1 if report.findings else 0)
-    print(export_checkpoint(cfg, args.checkpoint, args.out, **options, **chosen))
+    chosen |= {'calib_seed': args.calib_seed}
+    if not args.search and args.max_drop is None:
+        print(export_checkpoint(cfg, args.checkpoint, args.out, **options, **chosen))
+        return
+
+    from mmclipq.evaluation.tuning.run import export_tuned
+
+    tuning = {'search': args.search, 'max_drop': args.max_drop, 'held_images': args.held_images}
+    for report in export_tuned(cfg, args.checkpoint, args.out, **tuning, **options, **chosen):
+        print(report)
 
 
 if __name__ == '__main__':

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,20 @@ def find_test_pipeline(cfg: Config) -> list[dict[str, Any]] | None:
     return None
 
 
+def with_instances(cfg: Config) -> Config:
+    """The config whose test pipeline packs an image's objects, in the image's own pixels."""
+    cfg = copy.deepcopy(cfg)
+    for name in ('test_dataloader', 'val_dataloader'):
+        dataset = (cfg.get(name) or {}).get('dataset', {})
+        while 'pipeline' not in dataset and 'dataset' in dataset:
+            dataset = dataset['dataset']
+        for step in dataset.get('pipeline', ()):
+            if 'PackDetInputs' in str(step['type']):
+                usual = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+                step['meta_keys'] = (*step.get('meta_keys', usual), 'instances')
+    return cfg
+
+
 def _needed_pipeline(cfg: Config) -> list[dict[str, Any]]:
     pipeline = find_test_pipeline(cfg)
     if pipeline is None:
@@ -56,19 +71,29 @@ def _plain_datasets(dataset: Any) -> Iterator[dict[str, Any]]:
         yield dataset
 
 
-def _chosen(total: int, count: int) -> list[int]:
-    """``count`` of ``total`` indices, the same ones every time."""
-    return sorted(random.Random(_SEED).sample(range(total), min(count, total)))
+def _chosen(total: int, count: int, held: int = 0, seed: int = _SEED) -> list[int]:
+    """``count`` of ``total`` indices, the same ones every time.
+
+    With ``held``, so many of those that are left by such a choice.
+    """
+    first = sorted(random.Random(seed).sample(range(total), min(count, total)))
+    if not held:
+        return first
+    rest = sorted(set(range(total)) - set(first))
+    return sorted(random.Random(seed).sample(rest, min(held, len(rest))))
 
 
-def config_batches(cfg: Config, count: int) -> Iterator[Any]:
+def config_batches(cfg: Config, count: int, held: int = 0, seed: int = _SEED) -> Iterator[Any]:
     """Batches of one image each from the training set, read as in testing.
 
     The data set itself is read with the first batch.
 
     Args:
         cfg: A full detector config. Without a training set its test set serves.
-        count: Number of images, drawn once with a fixed seed.
+        count: Number of images that calibrate, drawn with a fixed seed.
+        held: If above zero, batches of so many other images instead, drawn from those that do not
+            calibrate.
+        seed: Of the draw.
 
     Raises:
         ClipQError: if ``count`` is below one, or the data set cannot be read or is empty.
@@ -77,11 +102,15 @@ def config_batches(cfg: Config, count: int) -> Iterator[Any]:
     loader = cfg.get('train_dataloader') or cfg.get('test_dataloader')
     if not loader:
         raise ClipQError(f'{cfg.filename}: found no train_dataloader, wanted one to calibrate on')
-    return _config_batches(cfg, count, loader, _needed_pipeline(cfg))
+    chosen = partial(_chosen, count=count, held=held, seed=seed)
+    return _config_batches(cfg, chosen, loader, _needed_pipeline(cfg))
 
 
 def _config_batches(
-    cfg: Config, count: int, loader: Mapping[str, Any], pipeline: list[dict[str, Any]]
+    cfg: Config,
+    choose: Callable[[int], list[int]],
+    loader: Mapping[str, Any],
+    pipeline: list[dict[str, Any]],
 ) -> Iterator[Any]:
     init_default_scope('mmdet')
     datasets = []
@@ -97,13 +126,17 @@ def _config_batches(
     images = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
     if not images:
         raise ClipQError(f'{cfg.filename}: found an empty training set, wanted images')
-    for position in tqdm(_chosen(len(images), count), desc='calibration', unit='image'):
+    for position in tqdm(choose(len(images)), desc='calibration', unit='image'):
         dataset, index = images[position]
         yield pseudo_collate([dataset[index]])
 
 
-def folder_batches(cfg: Config, folder: str | Path, count: int) -> Iterator[Any]:
+def folder_batches(
+    cfg: Config, folder: str | Path, count: int, held: int = 0, seed: int = _SEED
+) -> Iterator[Any]:
     """Batches of one image each from a folder, read with the config's test pipeline.
+
+    ``count``, ``held`` and ``seed`` are those of :func:`config_batches`.
 
     Raises:
         ClipQError: if there is no such folder, it has no image, or a file is no image.
@@ -115,7 +148,7 @@ def folder_batches(cfg: Config, folder: str | Path, count: int) -> Iterator[Any]
     if not files:
         raise ClipQError(f'{folder}: found no image, wanted {", ".join(sorted(IMAGE_SUFFIXES))}')
     check_range('--calib-images', count, 1)
-    chosen = [files[index] for index in _chosen(len(files), count)]
+    chosen = [files[index] for index in _chosen(len(files), count, held, seed)]
     return _file_batches(chosen, _needed_pipeline(cfg))
 
 

@@ -30,7 +30,7 @@ DEFAULTS: dict[str, Any] = {
 """Options of the ``clipq`` section of a config and their defaults."""
 
 _LQ = frozenset(inspect.signature(LqLoss).parameters)
-_INT8 = frozenset({'calib_images', *OPTION_NAMES})
+_INT8 = frozenset({'calib_images', 'calib_seed', *OPTION_NAMES})
 _TRAINING_HOOK = 'ClipQHook'
 
 

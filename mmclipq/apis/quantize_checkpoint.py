@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,21 +78,57 @@ def load_for_quantization(
     return model.eval(), content
 
 
+def calibration_batches(
+    cfg: Config,
+    calib_images: int | None = None,
+    calib_dir: str | os.PathLike | None = None,
+    calib_seed: int | None = None,
+    held: int = 0,
+) -> Iterator[Any]:
+    """Batches of one calibration image each; with ``held`` of so many other images instead.
+
+    Args:
+        cfg: The detector's config; its ``clipq.int8`` section holds the defaults.
+        calib_images: Number of calibration images.
+        calib_dir: Folder to take them from; by default the config's training set.
+        calib_seed: Of their draw.
+        held: Number of images that do not calibrate.
+
+    Raises:
+        ClipQError: for anything wrong with the images.
+    """
+    section = dict((cfg.get('clipq') or {}).get('int8') or {})
+    count = section.get('calib_images', DEFAULT_IMAGES) if calib_images is None else calib_images
+    seed = section.get('calib_seed', 0) if calib_seed is None else calib_seed
+    if calib_dir is not None:
+        return folder_batches(cfg, calib_dir, count, held, seed)
+    return config_batches(cfg, count, held, seed)
+
+
+def calibration_options(cfg: Config, **changes: Any) -> CalibrationOptions:
+    """Those of a config's ``clipq.int8`` section, in which ``changes`` win unless None."""
+    return CalibrationOptions.of((cfg.get('clipq') or {}).get('int8'), **changes)
+
+
+def dataset_meta(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Class names and colours of a checkpoint's content."""
+    return dict(content.get('meta', {}).get('dataset_meta') or {})
+
+
 def quantize_checkpoint(
     cfg: Config,
     checkpoint: str | os.PathLike,
     calib_images: int | None = None,
     calib_dir: str | os.PathLike | None = None,
     device: str = 'cpu',
+    calib_seed: int | None = None,
     **changes: Any,
 ) -> tuple[nn.Module, Quantized, dict[str, Any]]:
     """Calibrated integer graph of a checkpoint, with the detector and the checkpoint's meta data.
 
     Args:
-        cfg: The detector's config; its ``clipq.int8`` section holds the defaults.
+        cfg, calib_images, calib_dir, calib_seed: As for :func:`calibration_batches`.
         checkpoint: Float checkpoint that MMEngine wrote.
-        calib_images: Number of calibration images.
-        calib_dir: Folder to take them from; by default the config's training set.
         device: Where calibration runs.
         **changes: Options of :class:`mmclipq.calibration.options.CalibrationOptions` that win over
             the config's unless None.
@@ -100,19 +136,13 @@ def quantize_checkpoint(
     Raises:
         ClipQError: for anything wrong with config, checkpoint or images.
     """
-    section = dict((cfg.get('clipq') or {}).get('int8') or {})
-    options = CalibrationOptions.of(section, **changes)
-    count = section.get('calib_images', DEFAULT_IMAGES) if calib_images is None else calib_images
+    options = calibration_options(cfg, **changes)
     # What is wrong with the images is said before the checkpoint is loaded.
-    if calib_dir is not None:
-        batches = folder_batches(cfg, calib_dir, count)
-    else:
-        batches = config_batches(cfg, count)
+    batches = calibration_batches(cfg, calib_images, calib_dir, calib_seed)
     model, content = load_for_quantization(cfg, checkpoint)
     model.to(device)
     quantized = quantize(model, batches, cfg.get('clipq'), **asdict(options))
-    meta = dict(content.get('meta', {}).get('dataset_meta') or {})
-    return model, quantized, meta
+    return model, quantized, dataset_meta(content)
 
 
 def export_checkpoint(
@@ -122,6 +152,13 @@ def export_checkpoint(
     out = Path(out)
     check_out(out, '.clipq')
     model, quantized, meta = quantize_checkpoint(cfg, checkpoint, **options)
+    return write_int8(out, model, quantized, cfg, meta)
+
+
+def write_int8(
+    out: Path, model: nn.Module, quantized: Quantized, cfg: Config, meta: Mapping[str, Any]
+) -> ExportSummary:
+    """Write the ``.clipq`` file of what :func:`quantize_checkpoint` returns."""
     model.cpu()
     size = save_int8(out, model, quantized, cfg, meta)
     float_size = sum(p.numel() * p.element_size() for p in model.parameters())

@@ -175,13 +175,13 @@ class CalibrationSession:
         else:
             self.predict(images, samples)
 
-    def predict(self, images: Tensor, samples: list[DetDataSample]) -> None:
+    def predict(self, images: Tensor, samples: list[DetDataSample]) -> list[DetDataSample]:
         """Let the detector predict, which leads to everything that is not its dense part."""
         with evaluating(self.model), ExitStack() as stack:
             if self.traced is not None:
                 stack.enter_context(executing(self.model, self.traced.head, self.dense, self.boxes))
             stack.enter_context(self.modules.observing())
-            self.model.predict(images, samples)
+            return self.model.predict(images, samples)
 
     def unseen(self) -> list[str]:
         """Names of the clipped layers that no part has run yet."""
@@ -229,7 +229,12 @@ class CalibrationSession:
                 self.run(images, samples)
 
     def measure(self, options: CalibrationOptions) -> None:
-        """Measure on the held images what the method wants to know beside the statistics."""
+        """Measure on the held images what the method wants to know beside the statistics.
+
+        What was measured or chosen before is forgotten.
+        """
+        for part in self.parts.values():
+            part.reset()
         if options.method != 'output':
             return
         found = {name: part.output_errors(options.offsets) for name, part in self.parts.items()}

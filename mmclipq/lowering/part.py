@@ -22,6 +22,7 @@ from .lower import Emitter
 from .measured import MeanErrors, OutputErrors, near_ranges
 from .plan import PRODUCTS, Unit, make_plan
 from .ranges import RangeGroup, Recorder, choose_types, range_groups
+from .simulation import Simulation
 from .weights import WeightCodes
 
 
@@ -63,10 +64,8 @@ class Lowering:
         self._recorder = Recorder(module, self.plan)
         self._execution: Execution = self._recorder
         self.types: dict[Unit, ir.TensorType] = {}
-        self.weights = WeightCodes()
-        self.chosen: dict[str, CodeRange] = {}
-        self.corrections: dict[str, Tensor] = {}
         self._given: dict[Unit, ir.TensorType] = {}
+        self.reset()
 
     @torch.no_grad()
     def run(self, *inputs: Tensor) -> Any:
@@ -97,6 +96,12 @@ class Lowering:
     def stop_recording(self) -> None:
         """Keep what it runs on from now on out of the statistics."""
         self._recorder.recording = False
+
+    def reset(self) -> None:
+        """Forget what was measured and chosen, but not the statistics."""
+        self.weights = WeightCodes()
+        self.chosen: dict[str, CodeRange] = {}
+        self.corrections: dict[str, Tensor] = {}
 
     def histograms(self) -> dict[Unit, OctaveHistogram]:
         """Statistics by unit of the plan."""
@@ -167,6 +172,10 @@ class Lowering:
     def mean_errors(self) -> MeanErrors:
         """An execution that measures ``corrections`` for the ranges chosen."""
         return MeanErrors(self.module, self.plan, self.types, self.weights)
+
+    def simulation(self) -> Simulation:
+        """An execution in float32 with the rounding of the graph of the ranges chosen."""
+        return Simulation(self.module, self.plan, self.types, self.weights, self.corrections)
 
     def emit(self) -> ir.Int8Graph:
         """The integer graph of the ranges chosen.

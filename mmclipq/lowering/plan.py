@@ -213,7 +213,9 @@ class _Planner:
         """
         reason, node = self.left[unit.start.target], unit.start
         while True:
-            if self.ops[node].kind != 'identity' or node is unit.node:
+            if node is unit.start:
+                yield Unit('float', node, path=unit.path, options={'reason': reason})
+            elif self.ops[node].kind != 'identity' or node is unit.node:
                 yield self.float_unit(node, reason)
             if node is unit.node:
                 return

@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ...apis.calibration_data import config_batches, folder_batches
+from ...apis.calibration_data import config_batches, folder_batches, with_instances
 from ...apis.quantize_checkpoint import DEFAULT_IMAGES, load_for_quantization
 from ...lowering.capture import evaluating
 from ..coco import MatchedBoxes, ground_truth
@@ -71,20 +71,6 @@ class CheckReport:
 
 class _Enough(Exception):
     """Ends a forward pass behind the last layer of interest."""
-
-
-def _with_instances(cfg: Config) -> Config:
-    """The config whose test pipeline packs an image's objects, in the image's own pixels."""
-    cfg = copy.deepcopy(cfg)
-    for name in ('test_dataloader', 'val_dataloader'):
-        dataset = (cfg.get(name) or {}).get('dataset', {})
-        while 'pipeline' not in dataset and 'dataset' in dataset:
-            dataset = dataset['dataset']
-        for step in dataset.get('pipeline', ()):
-            if 'PackDetInputs' in str(step['type']):
-                usual = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
-                step['meta_keys'] = (*step.get('meta_keys', usual), 'instances')
-    return cfg
 
 
 class _Check:
@@ -275,7 +261,7 @@ def check_checkpoint(
     """
     options = dict((cfg.get('clipq') or {}).get('int8') or {})
     count = options.get('calib_images', DEFAULT_IMAGES) if calib_images is None else calib_images
-    cfg = _with_instances(cfg)
+    cfg = with_instances(cfg)
     model, _ = load_for_quantization(cfg, checkpoint)
     check = _Check(model.to(device).eval())
     report = check.report

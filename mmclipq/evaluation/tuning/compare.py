@@ -1,0 +1,134 @@
+"""AP of one checkpoint by several calibrations, over several draws of calibration images."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmengine.config import Config
+from torch import nn
+
+from ...apis.detectors import build_detector, load_float_checkpoint
+from ...apis.quantize_checkpoint import calibration_batches, load_for_quantization
+from ...apis.quantize_model import CalibrationSession, calibrate
+from ...calibration.options import METHODS, CalibrationOptions
+from ...errors import ClipQError
+from ..evaluate import evaluate
+from ..interval import Difference, ap_differences
+from .budget import int8_detector
+from .search import search_ranges
+
+PAPER = {'input_range': 8.0, 'weight_range': 0.125}
+"""The paper's fixed ranges for YOLOv3."""
+WAYS = ('paper', 'search', *METHODS)
+BIAS = '+bias'
+
+
+@dataclass(frozen=True)
+class Row:
+    """One int8 detector against float on the test set.
+
+    Attributes:
+        way: How it was calibrated.
+        draw: Number of the draw of calibration images.
+        difference: Of AP.
+    """
+
+    way: str
+    draw: int
+    difference: Difference
+
+
+def check_way(way: str) -> None:
+    """Return if ``way`` is one of :data:`WAYS`, with :data:`BIAS` behind it or not.
+
+    Raises:
+        ClipQError: if it is not.
+    """
+    if way.removesuffix(BIAS) not in WAYS:
+        raise ClipQError(
+            f'--ways: found {way!r}, wanted some of {", ".join(WAYS)}, {BIAS} behind it or not'
+        )
+
+
+def _detector(session: CalibrationSession, way: str) -> nn.Module:
+    name = way.removesuffix(BIAS)
+    method = {'paper': 'max', 'search': 'output'}.get(name, name)
+    options = CalibrationOptions(
+        method, offsets=name != 'paper', bias_correction=way.endswith(BIAS)
+    )
+    if name == 'search':
+        print(search_ranges(session, options))
+    else:
+        session.measure(options)
+    return int8_detector(session, session.finish(options))
+
+
+def compare_calibrations(
+    cfg: Config,
+    checkpoint: str | os.PathLike,
+    ways: Sequence[str],
+    draws: int = 1,
+    calib_images: int | None = None,
+) -> Iterator[Row]:
+    """Test a checkpoint behind integers, calibrated in several ways, against itself in float.
+
+    Args:
+        cfg: The detector's config with its test set.
+        checkpoint: Float checkpoint.
+        ways: See :func:`check_way`.
+        draws: How many draws of calibration images.
+        calib_images: Number of images of a draw.
+
+    Raises:
+        ClipQError: for anything wrong with config, checkpoint, ways or images.
+    """
+    for way in ways:
+        check_way(way)
+    detector = build_detector(cfg.model)
+    load_float_checkpoint(detector, checkpoint)
+    wanted = evaluate(detector, cfg, 'float', matched=True).matches
+    for draw in range(draws):
+        sessions: dict[bool, CalibrationSession] = {}
+        for way in ways:
+            paper = way.startswith('paper')
+            if paper not in sessions:
+                sessions[paper] = _session(cfg, checkpoint, PAPER if paper else {}, draw,
+                                           calib_images)  # fmt: skip
+            found = evaluate(_detector(sessions[paper], way), cfg, way, matched=True).matches
+            yield Row(way, draw, ap_differences(wanted, found)[0])
+
+
+def _session(
+    cfg: Config,
+    checkpoint: str | os.PathLike,
+    changes: Mapping[str, Any],
+    draw: int,
+    calib_images: int | None,
+) -> CalibrationSession:
+    cfg = copy.deepcopy(cfg)
+    cfg.clipq = {**(cfg.get('clipq') or {}), **changes}
+    model, _ = load_for_quantization(cfg, checkpoint)
+    return calibrate(model, calibration_batches(cfg, calib_images, calib_seed=draw), cfg.clipq)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Mean over the draws in Markdown, in points of AP; the interval is that of the first draw."""
+    lines = [
+        '| calibration | AP | difference in points, each draw | mean | 95 % interval, first draw |',
+        '|---|---|---|---|---|',
+    ]
+    if rows:
+        lines.append(f'| float | {100 * rows[0].difference.first:.2f} | | | |')
+    for way in dict.fromkeys(row.way for row in rows):
+        found = [row.difference for row in rows if row.way == way]
+        each = ', '.join(f'{100 * d.difference:+.2f}' for d in found)
+        mean = 100 * sum(d.difference for d in found) / len(found)
+        lines.append(
+            f'| {way} | {100 * found[0].second:.2f} | {each} | {mean:+.2f} '
+            f'| {100 * found[0].low:+.2f} to {100 * found[0].high:+.2f} |'
+        )
+    return '\n'.join(lines)
