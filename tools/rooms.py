@@ -31,6 +31,7 @@ LAYERS = (
     ('detector',),
     ('apis',),
     ('engine', 'evaluation', 'benchmark'),
+    ('analysis',),
     (TOOLS,),
 )
 """Rooms, bottom up. One imports from the layers before its own: none from its own row."""

@@ -1,0 +1,182 @@
+"""From a config, a float checkpoint and a ``.clipq`` file to an :class:`Analysis`."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from torch import nn
+
+from ..apis import build_detector, load_float_checkpoint, load_int8
+from ..apis.int8_file import load_parts
+from ..apis.quantize_checkpoint import export_checkpoint
+from ..evaluation.compare import weight_bytes
+from ..evaluation.interval import ap_differences
+from ..graph import ir
+from ..graph.artifact import load_artifact
+from ..prepare import clip_layers, prepare_model
+from .changes import changes, most_changed
+from .costs import executors, measure_costs
+from .effects import agreement_lost, ap_alone, shown_from, suspects_first
+from .images import AnalysedImages
+from .int8_layers import Int8Layers
+from .result import Analysis, LayerReport, Measured
+from .signals import measure_signals
+from .weights import weight_histogram
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much is measured.
+
+    Attributes:
+        images: Test images, spread over the test set; None for all.
+        sample: Of these, how many for what is measured layer by layer.
+        suspects: Number of layers whose effect on AP is measured on all images.
+        pictures: Number of images that are shown for lost boxes, and for gained ones.
+        backend: Executes the int8 detector.
+        device: Where everything runs.
+    """
+
+    images: int | None = None
+    sample: int = 16
+    suspects: int = 5
+    pictures: int = 3
+    backend: str = 'auto'
+    device: str = 'cpu'
+
+
+def float_detector(cfg: Config, checkpoint: str | os.PathLike) -> nn.Module:
+    """The config's detector in float without any clipping, its layers ready for int8.
+
+    Raises:
+        ClipQError: if the checkpoint cannot be read or does not fit.
+    """
+    model = build_detector(cfg.model)
+    load_float_checkpoint(model, checkpoint)
+    prepare_model(model)
+    for _, layer in clip_layers(model):  # a config may name clipped layers itself
+        layer.input_exponent = layer.weight_exponent = None
+    return model.eval()
+
+
+def analyze(
+    cfg: Config,
+    checkpoint: str | os.PathLike,
+    file: str | os.PathLike | None = None,
+    options: Options = Options(),
+    calibration: Mapping[str, Any] | None = None,
+) -> Analysis:
+    """Measure where an int8 detector's accuracy goes.
+
+    Args:
+        cfg: The detector's config, with a test set.
+        checkpoint: Its float checkpoint.
+        file: The ``.clipq`` file of this checkpoint; without one it is made as
+            ``tools/quantize.py`` does by default, and not kept.
+        options: How much is measured.
+        calibration: Images to calibrate on where there is no file, as for
+            :func:`mmclipq.apis.quantize_checkpoint.quantize_checkpoint`.
+
+    Raises:
+        ClipQError: for anything wrong with config, checkpoint, file or images.
+    """
+    images = AnalysedImages(cfg, options.images)
+    model = float_detector(cfg, checkpoint).to(options.device)
+    sources = {'config': str(cfg.filename), 'float checkpoint': str(checkpoint)}
+    if file is not None:
+        return _measure(model, images, Path(file), {**sources, 'int8 file': str(file)}, options)
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / 'default.clipq'
+        given = {**(calibration or {}), 'device': options.device}
+        export_checkpoint(cfg, checkpoint, made, **given)
+        sources['int8 file'] = 'made of the checkpoint by the default of tools/quantize.py'
+        return _measure(model, images, made, sources, options)
+
+
+def _measure(
+    model: nn.Module, images: AnalysedImages, file: Path, sources: dict[str, str], options: Options
+) -> Analysis:
+    parts = load_parts(file)
+    layers = Int8Layers(model, parts)
+    detector = load_int8(file, options.device, options.backend)
+    first, second = images.detect(model, 'float'), images.detect(detector, 'int8')
+    matches = images.match(first.detections)
+    differences = ap_differences(matches, images.match(second.detections))
+
+    sample = images.sample(options.sample)
+    signals = measure_signals(layers, sample.batches(), detector.int8_backend)
+    lost = agreement_lost(layers, sample)
+    ranked = suspects_first(lost, {name: s.output.decibels for name, s in signals.items()})
+    alone = ap_alone(layers, images, ranked[: options.suspects], matches)
+    costs = measure_costs(layers, detector, parts, images)
+    # What AP says counts more than what stands for it.
+    ranked.sort(key=lambda name: alone[name].difference if name in alone else math.inf)
+
+    least = shown_from(first.detections, sum(len(images.objects(i)) for i in images.ids))
+    changed = changes(images, first.detections, second.detections, least)
+    losing, gaining = most_changed(changed, options.pictures)
+    reports = []
+    for name in ranked:
+        found, exponents = signals[name], layers.codes(name)[1]
+        reports.append(
+            LayerReport(
+                name,
+                describe(layers, name),
+                tuple(dict.fromkeys(call.kind for call in layers.calls(name))),
+                (int(exponents.min()), int(exponents.max())),
+                found.clipped_inputs.share,
+                found.clipped_weights.share,
+                found.weight.decibels,
+                found.output.decibels,
+                found.read.decibels,
+                lost[name],
+                alone.get(name),
+                costs[name],
+            )
+        )
+    return Analysis(
+        title=f'{type(model).__name__}, {Path(sources["config"]).stem}',
+        sources=sources,
+        images=len(images),
+        sample=len(sample),
+        backend=executors(detector, parts)[0].name,
+        float_=Measured(weight_bytes(model), first.milliseconds),
+        int8=Measured(file.stat().st_size, second.milliseconds),
+        differences=differences,
+        layers=reports,
+        order=layers.names,
+        weights=weight_histogram(layers.float_weight(name) for name in layers.names),
+        lost=losing,
+        gained=gaining,
+        shown_from=least,
+        totals={
+            'objects': sum(len(c.objects.labels) for c in changed),
+            'found': sum(int(c.first.right.sum()) for c in changed),
+            'lost': sum(len(c.lost) for c in changed),
+            'gained': sum(len(c.gained) for c in changed),
+        },
+        left=dict(load_artifact(file).config.get('left', {})),
+        classes=images.classes,
+    )
+
+
+def describe(layers: Int8Layers, name: str) -> str:
+    """A layer in a few words, such as ``3×3 conv /2, 32 → 64``."""
+    layer, node = layers.layer(name), layers.calls(name)[0].node
+    if isinstance(node, ir.Linear):
+        return f'linear, {layer.in_features} → {layer.out_features}'
+    rows, columns = layer.kernel_size
+    kind = 'transposed conv' if isinstance(node, ir.ConvTranspose) else 'conv'
+    if layer.groups == layer.in_channels > 1:
+        kind = f'depthwise {kind}'
+    elif layer.groups > 1:
+        kind = f'{kind} in {layer.groups} groups'
+    stride = f' /{layer.stride[0]}' if max(layer.stride) > 1 else ''
+    return f'{rows}×{columns} {kind}{stride}, {layer.in_channels} → {layer.out_channels}'
