@@ -98,6 +98,11 @@ class Analysis:
         """The layers whose effect on AP was measured."""
         return [layer for layer in self.layers if layer.ap is not None]
 
+    @property
+    def culprits(self) -> list[LayerReport]:
+        """The suspects that lose AP by themselves, as far as the images can show it."""
+        return [layer for layer in self.suspects if layer.ap and layer.ap.verdict == 'worse']
+
     def as_dict(self) -> dict[str, Any]:
         """All figures without the boxes, for JSON; what is not finite is None."""
         fields = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -116,8 +115,9 @@ def _measure(
     ranked = suspects_first(lost, {name: s.output.decibels for name, s in signals.items()})
     alone = ap_alone(layers, images, ranked[: options.suspects], matches)
     costs = measure_costs(layers, detector, parts, images)
-    # What AP says counts more than what stands for it.
-    ranked.sort(key=lambda name: alone[name].difference if name in alone else math.inf)
+    # A loss of AP that the images can show counts more than what stands for it.
+    worse = {name: ap.difference for name, ap in alone.items() if ap.verdict == 'worse'}
+    ranked.sort(key=lambda name: worse.get(name, 0.0))
 
     least = shown_from(first.detections, sum(len(images.objects(i)) for i in images.ids))
     changed = changes(images, first.detections, second.detections, least)

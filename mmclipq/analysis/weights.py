@@ -44,7 +44,7 @@ class WeightHistogram:
 
 
 @torch.no_grad()
-def weight_histogram(weights: Iterable[Tensor], least: float = 1e-4) -> WeightHistogram:
+def weight_histogram(weights: Iterable[Tensor], least: float = 1e-3) -> WeightHistogram:
     """The distribution of the values of some tensors.
 
     Args:

@@ -11,13 +11,15 @@ from mmengine.runner import Runner
 from mmclipq import fixed_point as fp
 from mmclipq.analysis.images import AnalysedImages
 from mmclipq.analysis.int8_layers import Int8Layers
-from mmclipq.analysis.run import float_detector
+from mmclipq.analysis.page.write import write_report
+from mmclipq.analysis.run import Options, analyze, float_detector
 from mmclipq.apis import build_detector, quantize, save_int8
 from mmclipq.apis.calibration_data import config_batches
 from mmclipq.graph import ir
 
 ROOT = Path(__file__).parents[2]
 STEPS = 70
+FAULTY = 'neck.detect2.conv2.conv'
 
 
 @pytest.fixture(scope='session')
@@ -123,13 +125,16 @@ def plant(parts, layers):
     return planted
 
 
-@pytest.fixture
-def write_file(small_cfg, learnt, tmp_path):
-    """Writes the file of some parts and returns its path."""
+@pytest.fixture(scope='session')
+def analysed(small_cfg, checkpoint, learnt, plant, tmp_path_factory):
+    """An analysis of it with one layer whose input exponent is too small by three."""
+    file = tmp_path_factory.mktemp('planted') / 'a.clipq'
+    meta = {'classes': tuple('0123456789')}
+    save_int8(file, learnt, plant('input', FAULTY, -3), small_cfg, meta)
+    return analyze(small_cfg, checkpoint, file, Options(sample=3, suspects=2, pictures=1))
 
-    def written(parts) -> Path:
-        meta = {'classes': tuple('0123456789')}
-        save_int8(tmp_path / 'a.clipq', learnt, parts, small_cfg, meta)
-        return tmp_path / 'a.clipq'
 
-    return written
+@pytest.fixture(scope='session')
+def report(analysed, tmp_path_factory) -> Path:
+    """The folder of its report."""
+    return write_report(analysed, tmp_path_factory.mktemp('reports') / 'report').parent

@@ -274,5 +274,10 @@ def _costs(analysis: Analysis) -> Chart:
     return draw('costs', text, paint, 3.4)
 
 
-def _short(name: str, most: int = 24) -> str:
-    return name if len(name) <= most else f'…{name[1 - most :]}'
+def _short(name: str, most: int = 27) -> str:
+    """``name``, or as many of its last parts as there is room for."""
+    parts = name.split('.')
+    while len(name) > most and len(parts) > 1:
+        parts = parts[1:]
+        name = f'…{".".join(parts)}'
+    return name if len(name) <= most else f'{name[: most - 1]}…'
