@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterable, Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -175,13 +176,13 @@ def split_attention(model: nn.Module) -> list[SplitAttention]:
     Returns:
         Those that were another class before, which :func:`join_attention` takes.
     """
-    changed = []
+    changed: list[SplitAttention] = []
     for module in list(model.modules()):
         if type(module) is nn.MultiheadAttention and whole_reason(module) is None:
             module.__class__ = SplitAttention
             for index, name in enumerate(PROJECTIONS):
                 module.add_module(name, Projection(module, index).train(module.training))
-            changed.append(module)
+            changed.append(cast(SplitAttention, module))
     return changed
 
 
@@ -191,7 +192,7 @@ def join_attention(modules: Iterable[nn.Module]) -> None:
         if type(module) is SplitAttention:
             for name in PROJECTIONS:
                 delattr(module, name)
-            module.__class__ = nn.MultiheadAttention
+            cast(nn.Module, module).__class__ = nn.MultiheadAttention
 
 
 def packed_parameters(model: nn.Module, computed: Container[str]) -> Iterator[tuple[str, str]]:

@@ -20,7 +20,7 @@ from .attention import Projection, packed_parameters, split_attention
 from .backends import Backend, build_backend
 from .errors import ClipQError
 from .graph.ir import FloatCall, GraphError, Input, Int8Graph, Ref, iter_refs
-from .graph.signature import split_call
+from .graph.signature import input_name, split_call
 
 
 class Executor(Protocol):
@@ -115,9 +115,11 @@ def check_parts(parts: Int8Parts) -> None:
                 raise GraphError(f'boxes {index}: found {node.name} of {node.type}, wanted the '
                                  'type of the features')  # fmt: skip
     for module in parts.modules:
-        refs = [ref.name for ref in iter_refs(module.form)]
-        if [node.name for node in inputs(module.graph)] != refs:
-            raise GraphError(f'{module.path}: found other inputs than its calls bring, {refs[:8]}')
+        wanted = [input_name(i) for i, _ in enumerate(iter_refs(module.form))]
+        if [node.name for node in inputs(module.graph)] != wanted:
+            raise GraphError(
+                f'{module.path}: found other inputs than its calls bring, {wanted[:8]}'
+            )
 
 
 class DenseOutputs(Sequence):

@@ -1,4 +1,4 @@
-"""What the config inside a file may say: it builds a detector, and whoever wrote it may be a stranger.
+"""What the config inside a file may say: it builds a detector, and a stranger may have written it.
 
 MMEngine's registries build whatever a config names. A name that is in none of them is imported as a
 Python module; ``_scope_`` imports a package; some classes of MMDetection evaluate a text, read a
@@ -200,7 +200,7 @@ def image_size(steps: Any) -> tuple[int, int]:
         scale = step.get('scale')
         if isinstance(scale, int) and scale > 0:
             return scale, scale
-        if isinstance(scale, (list, tuple)) and len(scale) == 2:
-            if all(isinstance(side, int) and side > 0 for side in scale):
-                return scale[1], scale[0]
+        pair = isinstance(scale, (list, tuple)) and len(scale) == 2
+        if pair and all(isinstance(side, int) and side > 0 for side in scale):
+            return scale[1], scale[0]
     return 800, 1333
