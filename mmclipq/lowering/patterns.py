@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..graph.islands import FUNCTION_NAMES, SHAPE_ATTRIBUTES
 from ..layers import ClipConv, ClipConvTranspose, ClipLinear
 from . import activations
-from .tracer import AXES, BOOKKEEPING, REASON
+from .tracer import BOOKKEEPING, REASON, SHAPE
 
 _ADDS = {operator.add, operator.iadd, torch.add}
 _MULS = {operator.mul, operator.imul, torch.mul}
@@ -27,6 +27,13 @@ _NON_NEGATIVE = {
     F.hardsigmoid, torch.abs, nn.Sigmoid, nn.Softmax, nn.ReLU, nn.ReLU6, nn.Hardsigmoid, 'sigmoid',
     'sigmoid_', 'softmax', 'exp', 'relu', 'relu_', 'abs',
 }  # fmt: skip
+
+MOVED = 'moves float32 values, computes nothing'
+"""Reason of a step that gives its operand's values in another shape or order."""
+_MOVES = frozenset(
+    'view reshape permute transpose swapaxes movedim flatten unflatten squeeze unsqueeze expand '
+    'expand_as split chunk unbind narrow select getitem repeat tile roll flip stack clone'.split()
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ def _read_module(node: fx.Node, module: nn.Module) -> Op:
     if isinstance(module, nn.GroupNorm):
         return _op('group_norm', x, module=module)
     # Of four axes the graph's channels are the second, the layer's the last.
-    rows = type(module) is nn.LayerNorm and node.meta.get(AXES) in (2, 3)
+    rows = type(module) is nn.LayerNorm and len(node.meta.get(SHAPE, ())) in (2, 3)
     if rows and len(module.normalized_shape) == 1:
         return _op('layer_norm', x, module=module)
     if (activation := activations.of_module(module)) is not None:
@@ -294,7 +301,8 @@ def _read_call(node: fx.Node) -> Op:
     if target is getattr and args[1] in SHAPE_ATTRIBUTES or target in ('size', 'dim'):
         return _op('float', reason='')
     label = target if isinstance(target, str) else FUNCTION_NAMES.get(target, str(target))
-    return _op('float', reason=f'{label.split(".")[-1]} has no int8 form')
+    label = label.split('.')[-1]
+    return _op('float', reason=MOVED if label in _MOVES else f'{label} has no int8 form')
 
 
 def read(node: fx.Node, modules: dict[str, nn.Module]) -> Op:

@@ -15,6 +15,7 @@ from torch import fx, nn
 from ..layers import ClipMixin
 from . import patterns
 from .activations import NON_NEGATIVE
+from .tracer import SHAPE
 
 PRODUCTS = ('conv', 'conv_transpose', 'linear')
 NORMS = ('affine', 'group_norm', 'layer_norm')
@@ -86,6 +87,12 @@ class Plan:
         return users
 
 
+def _of_one_shape(first: fx.Node, second: fx.Node) -> bool:
+    """Whether two tensors had one shape where they were traced, or no shapes are known."""
+    shapes = [node.meta.get(SHAPE) for node in (first, second)]
+    return None in shapes or shapes[0] == shapes[1]
+
+
 class _Planner:
     def __init__(
         self, module: fx.GraphModule, non_negative_input: bool, levels: int, left: Mapping[str, str]
@@ -135,7 +142,8 @@ class _Planner:
                 unit.options.update(after.options)
             elif after.kind == 'add' and residual is None and op.kind == 'conv':
                 others = [arg for arg in after.operands if arg is not unit.node]
-                if len(others) != 1:
+                # A residual has the result's own shape: the epilogue does not broadcast.
+                if len(others) != 1 or not _of_one_shape(unit.node, others[0]):
                     break
                 residual = others[0]
                 unit.options['residual_last'] = activated

@@ -17,9 +17,9 @@ from ..graph.ir import GraphError
 from .activations import WHOLE
 from .proxies import Value, asks_for_emptiness, is_asserted, known_result
 
-REASON, BOOKKEEPING, AXES = 'reason', 'bookkeeping', 'axes'
-"""Keys of a node's ``meta``: why a module is one step; whether a step is mere bookkeeping; how many
-axes its result has."""
+REASON, BOOKKEEPING, SHAPE = 'reason', 'bookkeeping', 'shape'
+"""Keys of a node's ``meta``: why a module is one step; whether a step is mere bookkeeping; the shape
+of its result in the traced example."""
 
 _VIEWS = {
     'view', 'reshape', 'permute', 'transpose', 'flatten', 'squeeze', 'unsqueeze', 'expand',
@@ -119,7 +119,7 @@ class Tracer(fx.Tracer):
         value = self.values[proxy.node] = self._execute(proxy.node)
         proxy.node.meta[BOOKKEEPING] = not isinstance(value, Tensor) and kind != 'call_module'
         if isinstance(value, Tensor):
-            proxy.node.meta[AXES] = value.dim()
+            proxy.node.meta[SHAPE] = tuple(value.shape)
         return self._unpacked(proxy, value)
 
     def _check_call(self, kind: str, target: Any, args: Sequence[Any]) -> None:

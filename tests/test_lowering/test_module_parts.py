@@ -143,3 +143,39 @@ def test_module_outside_is_never_tried(detector):
     with torch.no_grad(), parts.observing():
         detector.predict(images((6, 8))[0])
     assert list(parts.parts) == ['inner.block', 'head']
+
+
+class Context(nn.Module):
+    """Adds what it makes of the whole image to every pixel, as global context blocks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.context = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = F.relu(self.conv(x))
+        return self.conv(x + self.context(x.mean((2, 3), keepdim=True)))
+
+
+def test_sum_of_a_pixel_and_an_image_is_no_residual(detector):
+    torch.manual_seed(0)
+    detector.inner = Context()
+    detector.predict = lambda x: detector.head(detector.inner(x))
+    prepare_model(detector)
+    find_weight_ranges(detector)
+    graphs = {path: graph for path, _, graph in observe(detector, images((6, 8))).finish('mse')}
+    (x,) = images((4, 5))
+    with torch.no_grad():
+        wanted = detector.inner(x)
+    runs = []
+    for name in ('reference', 'simulated', 'auto'):
+        backend = build_backend(name, graphs['inner'], detector)
+        runs.append(({k: v for k, v in backend.codes(x).items()}, backend.run(x)))
+    codes, found = runs[0]
+    assert codes['add'].shape == x.shape
+    assert codes['inner.context'].shape == (1, 4, 1, 1)
+    assert (found - wanted).norm() < 0.3 * wanted.norm()
+    for again, result in runs[1:]:
+        assert torch.equal(result, found)
+        assert again.keys() == codes.keys()
+        assert all(torch.equal(again[key], value) for key, value in codes.items())

@@ -283,6 +283,11 @@ def test_norm_without_running_statistics_stays_in_float(plan):
         ),
         (lambda m, x: m.b(torch.cat([m.a(x), x], 2)), {}, {'cat': 'cat has no int8 form'}),
         (
+            lambda m, x: m.b(m.a(x).transpose(2, 3)),
+            {},
+            {'transpose': 'moves float32 values, computes nothing'},
+        ),
+        (
             lambda m, x: m.b(F.interpolate(m.a(x), scale_factor=2, mode='bilinear')),
             {},
             {'interpolate': 'bilinear interpolation has no int8 form'},

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ...attention import Projection, join_attention, split_attention
 from ...backends import Backend
+from ...backends.compiled.backend import CompiledBackend
 from ...graph import ir
 
 
@@ -234,8 +235,8 @@ class Execution:
 def executions(kind: type[Backend]) -> Iterator[list[Execution]]:
     """Every run of a backend of that class inside, in order.
 
-    Each run is repeated with all its tensors watched, for which a compiled backend plans anew, so
-    the outputs are those of the unwatched run.
+    All tensors of each run are watched, for which a compiled backend plans anew; so it runs twice,
+    and the outputs are those of the unwatched run.
     """
     found: list[Execution] = []
     run, watching = kind.run, []
@@ -254,8 +255,9 @@ def executions(kind: type[Backend]) -> Iterator[list[Execution]]:
 
         watching.append(self)
         try:
-            run(self, *inputs, observe=look)
-            outputs = run(self, *inputs)
+            outputs = run(self, *inputs, observe=look)
+            if isinstance(self, CompiledBackend):
+                outputs = run(self, *inputs)
         finally:
             watching.pop()
         # Some heads decode in place, in these very tensors where their layout allows it.

@@ -42,7 +42,7 @@ _NEEDS = {
     STOCK_STEP: ('build',),
     STOCK_PREDICT: ('build',),
     'step': (STOCK_STEP,),
-    'convert': ('build',),
+    'convert': (STOCK_PREDICT,),
     'load': ('convert',),
     'predict': (STOCK_PREDICT, 'load'),
     'codes': ('predict',),
