@@ -128,7 +128,24 @@ def _config_batches(
         raise ClipQError(f'{cfg.filename}: found an empty training set, wanted images')
     for position in tqdm(choose(len(images)), desc='calibration', unit='image'):
         dataset, index = images[position]
-        yield pseudo_collate([dataset[index]])
+        yield pseudo_collate([_read_image(dataset, index)])
+
+
+def _read_image(dataset: Any, index: int) -> Any:
+    """Image ``index`` of a data set.
+
+    Raises:
+        ClipQError: naming the file that cannot be read.
+    """
+    try:
+        return dataset[index]
+    except Exception as error:  # OpenCV's and the file system's own ones
+        path = dataset.get_data_info(index).get('img_path', f'image {index}')
+        reason = (str(error).strip() or type(error).__name__).split('\n')[0][:200]
+        raise ClipQError(
+            f'{path}: found no readable image ({reason}), wanted the one that the annotations '
+            'name; restore it, or pass --calib-dir'
+        ) from error
 
 
 def folder_batches(

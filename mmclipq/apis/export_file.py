@@ -18,12 +18,13 @@ from ..exporters.builder import DEFAULT_IR, DEFAULT_OPSET, ExportError, check_ve
 from ..exporters.end2end import end2end_model
 from ..exporters.metadata import metadata
 from ..exporters.onnx_file import graph_model
-from ..exporters.openvino_ir import ir_bytes
+from ..exporters.openvino_ir import ir_bytes, write_pair
 from ..exporters.packages import missing
 from ..exporters.table import c_header, multiplier_error, table
 from ..exporters.targets import DEFAULT_TARGET, target_of
-from ..graph.artifact import load_artifact, write_atomically
+from ..graph.artifact import load_artifact
 from ..graph.ir import Int8Graph
+from ..graph.writing import write_all_atomically
 from .int8_file import load_int8, load_parts
 from .mmdet_tools import check_out, check_range
 
@@ -130,6 +131,14 @@ def _table_files(path: str | os.PathLike, out: Path) -> dict[Path, bytes]:
     return {out: text.encode(), out.with_suffix('.h'): c_header(content).encode()}
 
 
+def _write(files: dict[Path, bytes]) -> None:
+    pairs = [file for file in files if file.suffix == '.xml']
+    for file in pairs:
+        write_pair(file, files[file], files[file.with_suffix('.bin')])
+    if not pairs:
+        write_all_atomically(files)
+
+
 def export_file(
     path: str | os.PathLike, out: str | os.PathLike, options: ExportOptions | None = None
 ) -> dict[Path, int]:
@@ -156,11 +165,9 @@ def export_file(
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 xml, weights = ir_bytes(model, folder, file.stem)
-            # The weights come first: an .xml file is then never without them.
             files |= {file.with_suffix('.bin'): weights, file: xml}
-    for file, content in files.items():
-        try:
-            write_atomically(file, content)
-        except OSError as error:
-            raise ClipQError(f'{file}: found {error}, wanted a place to write to') from error
+    try:
+        _write(files)
+    except OSError as error:
+        raise ClipQError(f'{out}: found {error}, wanted a place to write to') from error
     return {file: len(content) for file, content in files.items()}

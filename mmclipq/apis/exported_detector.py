@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import torch
 from mmdet.models import BaseDetector
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -21,7 +23,11 @@ from ..backends.base import backend_class
 from ..backends.runtimes.onnxruntime import session
 from ..backends.runtimes.openvino import compiled
 from ..errors import ClipQError
-from .file_config import check_config
+from ..exporters.openvino_ir import weights_file
+from ..graph.limits import Limits
+from .building import counted
+from .file_config import check_config, check_pipeline
+from .guarded import guarded
 from .int8_file import load_int8
 
 RUNTIMES = {'.onnx': 'onnxruntime', '.xml': 'openvino'}
@@ -93,7 +99,7 @@ def _read_onnx(path: Path) -> tuple[dict[str, str], Callable]:
 def _read_openvino(path: Path) -> tuple[dict[str, str], Callable]:
     import openvino
 
-    source = openvino.Core().read_model(path)
+    source = openvino.Core().read_model(path, weights_file(path))
     texts = {
         key: source.get_rt_info(['mmclipq', key]).astype(str)
         for key in _TEXTS
@@ -129,21 +135,39 @@ def load_exported(path: str | os.PathLike, device: str = 'cpu') -> ExportedDetec
     """
     path = Path(path)
     backend_class(RUNTIMES[path.suffix], device)
+    limits = Limits.from_environment()
+    if not path.is_file():
+        raise ClipQError(f'{path}: found no file, wanted an exported one')
+    limits.check('file', path.stat().st_size, str(path))
     try:
         texts, execute = (_read_onnx if path.suffix == '.onnx' else _read_openvino)(path)
+    except ClipQError:
+        raise
     except Exception as error:
         # OpenVINO names source files first and the reason last.
-        reason = str(error).strip().splitlines()[-1].strip()
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise ClipQError(f'{path}: found no readable model ({reason}), wanted one') from error
     if texts.get('part') != 'end2end' or not texts.keys() >= set(_TEXTS):
         raise ClipQError(
             f'{path}: found no end-to-end model, wanted one that tools/export.py --end2end wrote'
         )
-    parts = {key: _with_tuples(json.loads(texts[key])) for key in _TEXTS[1:]}
-    check_config(parts, path)
-    init_default_scope('mmdet')
-    runtime = RUNTIMES[path.suffix]
-    detector = ExportedDetector(execute, parts['data_preprocessor'], runtime, parts['clip_border'])
+    try:
+        parts = {key: _with_tuples(json.loads(texts[key])) for key in _TEXTS[1:]}
+        _check_parts(parts, path, limits)
+        init_default_scope('mmdet')
+        with guarded(path), counted(limits, str(path)):
+            detector = ExportedDetector(
+                execute, parts['data_preprocessor'], RUNTIMES[path.suffix], parts['clip_border']
+            )
+            Compose(copy.deepcopy(list(parts['pipeline'])))
+    except ClipQError:
+        raise
+    except Exception as error:  # of a library that met what the file says
+        reason = (str(error).strip() or type(error).__name__).split('\n')[0][:200]
+        raise ClipQError(
+            f'{path}: found metadata that build no detector ({reason}), wanted those that '
+            'tools/export.py writes; export it again'
+        ) from error
     detector.dataset_meta = {'classes': tuple(parts['classes'])}
     detector.cfg = Config(
         dict(
@@ -152,6 +176,17 @@ def load_exported(path: str | os.PathLike, device: str = 'cpu') -> ExportedDetec
         )
     )
     return detector.eval()
+
+
+def _check_parts(parts: dict[str, Any], path: Path, limits: Limits) -> None:
+    """Return if the metadata of an exported file are what its reader expects."""
+    classes, preprocessor = parts['classes'], parts['data_preprocessor']
+    if not isinstance(classes, (list, tuple)) or not all(isinstance(c, str) for c in classes):
+        raise ClipQError(f'{path}: found classes that are no names, wanted texts')
+    if not isinstance(preprocessor, dict) or not isinstance(parts['clip_border'], bool):
+        raise ClipQError(f'{path}: found no data preprocessor or clip_border, wanted both')
+    check_config(preprocessor, path, 'data_preprocessor')
+    check_pipeline(list(parts['pipeline']), path, limits)
 
 
 def load_detector(path: str | os.PathLike, device: str = 'cpu', backend: str = 'auto') -> nn.Module:

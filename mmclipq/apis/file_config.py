@@ -1,4 +1,4 @@
-"""What the config inside a file may say: it builds a detector, and a stranger may have written it.
+"""What the config inside a file may say, which a stranger may have written: it builds a detector.
 
 MMEngine's registries build whatever a config names. A name that is in none of them is imported as a
 Python module; ``_scope_`` imports a package; some classes of MMDetection evaluate a text, read a
@@ -94,7 +94,8 @@ class _Check:
         return ArtifactError(f'{self.path}: found {found} in its config, wanted {wanted}')
 
     def type(self, kind: Any, key: str) -> None:
-        if kind in self.known or (isinstance(kind, str) and kind in _PLAIN_TYPES.get(key, ())):
+        name = kind if isinstance(kind, str) else ''
+        if name in self.known or name in _PLAIN_TYPES.get(key, ()):
             return
         if not isinstance(kind, str) or not _TYPE.fullmatch(kind) or not _is_registered(kind):
             raise ArtifactError(
@@ -200,7 +201,7 @@ def image_size(steps: Any) -> tuple[int, int]:
         scale = step.get('scale')
         if isinstance(scale, int) and scale > 0:
             return scale, scale
-        pair = isinstance(scale, (list, tuple)) and len(scale) == 2
-        if pair and all(isinstance(side, int) and side > 0 for side in scale):
-            return scale[1], scale[0]
+        sides = scale if isinstance(scale, (list, tuple)) and len(scale) == 2 else ()
+        if sides and all(isinstance(side, int) and side > 0 for side in sides):
+            return sides[1], sides[0]
     return 800, 1333

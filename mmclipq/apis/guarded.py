@@ -11,6 +11,7 @@ import functools
 import os
 import sys
 import sysconfig
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,6 +73,7 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
 @functools.cache
 def _install() -> None:
     _libraries()
+    tempfile.gettempdir()  # tries once where it can write, for libraries that are imported later
     sys.addaudithook(_hook)
 
 

@@ -178,12 +178,12 @@ def load_int8(
     """
     check_name(backend)
     limits = limits or Limits.from_environment()
-    artifact = load_artifact(path, limits)
-    parts = _parts(artifact, path)
-    _checked(artifact, path, limits)
     backend_class(backend, device)
-    steps = artifact.config.get('pipeline', [])
+    artifact = load_artifact(path, limits)
     try:
+        parts = _parts(artifact, path)
+        _checked(artifact, path, limits)
+        steps = artifact.config.get('pipeline', [])
         with guarded(path):
             detector = _built(artifact, path, limits)
             Compose(copy.deepcopy(steps))

@@ -273,7 +273,7 @@ def test_is_artifact(saved, tmp_path):
     assert not is_artifact(tmp_path)
 
 
-@pytest.mark.parametrize('step', ['replace', 'fsync', 'chmod'])
+@pytest.mark.parametrize('step', ['replace', 'fsync', 'fchmod'])
 @pytest.mark.parametrize('error', [KeyboardInterrupt, OSError])
 @pytest.mark.parametrize('existing', [True, False])
 def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch, step, error, existing):

@@ -191,7 +191,10 @@ class CompiledBackend(ReferenceBackend):
             for node in nodes:
                 if isinstance(node, ir.RoIAlign):
                     regions[node.name] = node.rois
-                elif found := next((regions[n] for n in node.inputs if n in regions), None):
+                    continue
+                # What an upsampling takes the size of has no say in the number of rows.
+                rows = node.inputs[:1] if isinstance(node, ir.Upsample) else node.inputs
+                if found := next((regions[n] for n in rows if n in regions), None):
                     regions[node.name] = found
             parts.append(
                 Part(
@@ -284,7 +287,17 @@ class CompiledBackend(ReferenceBackend):
             if slot.external is None:
                 watch(node, slot.read(memory))
             else:
-                watch(node, self._outside(slot, externals[slot.external]).clone())
+                watch(node, self._part_of(slot, self._outside(slot, externals[slot.external])))
+
+    @staticmethod
+    def _part_of(slot: Slot, buffer: Tensor) -> Tensor:
+        """A copy of what lies in ``slot`` inside of the result that ``buffer`` holds."""
+        if slot.owner is slot or buffer.dim() != 4:
+            return buffer.clone()
+        if len(slot.shape) == 4:  # channels of a concatenation
+            first = slot.offset // slot.dtype.itemsize
+            return buffer.narrow(1, first, slot.channels).clone()
+        return buffer.permute(0, 2, 3, 1).flatten(1)  # the same bytes as rows
 
     def _outside(self, slot: Slot, buffer: Tensor) -> Tensor:
         """The result of ``slot`` in its buffer."""
