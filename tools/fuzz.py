@@ -119,6 +119,8 @@ class Worker:
             ready, _, _ = select.select([self.output], [], [], max(0.0, end - time.monotonic()))
             part = os.read(self.output.fileno(), 1 << 16) if ready else b''
             if not part:
+                if ready:  # its end: so is the process at an end, or about to be
+                    self.process.wait(10)
                 return None
             self.rest += part
         line, _, self.rest = self.rest.partition(b'\n')

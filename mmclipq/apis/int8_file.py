@@ -41,6 +41,10 @@ def save_int8(
         quantized: Result of :func:`quantize`.
         cfg: The full config; its model section and test pipeline are stored.
         meta: Class names (``classes``) and colours (``palette``) of the data set.
+
+    Raises:
+        ClipQError: if the file cannot be written, or its config would not be read again: it names
+            other files, say, as a distilled detector does its teacher.
     """
     covered = _covered(model, quantized.captured)
     parameters = {
@@ -60,7 +64,11 @@ def save_int8(
         'clipq': cfg.get('clipq', Config()).to_dict() if 'clipq' in cfg else {},
     }
     meta = {key: meta[key] for key in ('classes', 'palette') if meta.get(key) is not None}
-    return save_artifact(path, Artifact(quantized.graphs, parameters, config, meta))
+    check_config(config['model'], path, 'model')
+    try:
+        return save_artifact(path, Artifact(quantized.graphs, parameters, config, meta))
+    except OSError as error:
+        raise ClipQError(f'{path}: found {error.strerror}, wanted a place to write to') from error
 
 
 def _covered(model: nn.Module, captured: Sequence[str]) -> tuple[str, ...]:
