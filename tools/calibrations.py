@@ -18,7 +18,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument('checkpoint', help='float checkpoint (.pth) of that detector')
     parser.add_argument(
         '--ways', nargs='+', default=['max', 'percentile', 'mse', 'kl', 'output'],
-        help='paper, max, percentile, mse, kl, output or search, with +bias behind it or not',
+        help='paper, max, percentile, mse, kl, output or search, +bias behind it or not; '
+        'weights or inputs for the rounding of these alone, in float32',
     )  # fmt: skip
     parser.add_argument('--draws', type=int, default=1, help='of calibration images')
     parser.add_argument('--calib-images', type=int, help='number of images (default: 64)')

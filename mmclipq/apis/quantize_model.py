@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -177,11 +177,17 @@ class CalibrationSession:
 
     def predict(self, images: Tensor, samples: list[DetDataSample]) -> list[DetDataSample]:
         """Let the detector predict, which leads to everything that is not its dense part."""
+        with self.computing():
+            return self.model.predict(images, samples)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Inside, the detector predicts with its parts run in float or as they are executed."""
         with evaluating(self.model), ExitStack() as stack:
             if self.traced is not None:
                 stack.enter_context(executing(self.model, self.traced.head, self.dense, self.boxes))
             stack.enter_context(self.modules.observing())
-            return self.model.predict(images, samples)
+            yield
 
     def unseen(self) -> list[str]:
         """Names of the clipped layers that no part has run yet."""

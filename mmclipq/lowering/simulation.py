@@ -39,6 +39,7 @@ class Simulation(Execution):
     Attributes:
         only: Names of the layers' nodes whose input and weights are rounded, nothing else being so;
             None for the rounding of the whole graph.
+        inputs, weights: Whether inputs, and weights, of those layers are rounded.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Simulation(Execution):
         super().__init__(module)
         self.plan, self.types = plan, dict(types)
         self.only: Collection[str] | None = None
+        self.inputs = self.weights = True
         self._weights, self._corrections = weights, corrections
         self._values: dict[str, Tensor] = {}
         self._products = {unit.start: unit for unit in plan.units if unit.kind in PRODUCTS}
@@ -78,11 +80,13 @@ class Simulation(Execution):
     def _rounded(self, unit: Unit, x: Tensor) -> Tensor:
         layer, name = unit.layer, unit.start.name
         kind = bounded(self.types[unit.operands[0]], layer.input_exponent)
-        x = fp.quantize(x, kind.exponent, kind.signed, offset=kind.offset)
+        if self.inputs:
+            x = fp.quantize(x, kind.exponent, kind.signed, offset=kind.offset)
         path = unit.start.target
         if path not in self._values:
             self._values[path] = self._weights.values(unit).to(x)
-        with unclipped(layer, self._values[path]):
+        weight = self._values[path] if self.weights else layer.product_weight()
+        with unclipped(layer, weight):
             result = super().call_module(path, (x,), {})
         if (correction := self._corrections.get(name)) is not None:
             shape = (-1,) if unit.kind == 'linear' else (-1, 1, 1)

@@ -13,6 +13,7 @@ TOOLS = Path(__file__).parents[2] / 'tools'
 ARGUMENTS = {
     'benchmark': ['a.py', '--shape', '64', '64'],
     'benchmark_training': ['a.py'],
+    'calibrations': ['a.py', 'a.pth'],
     'compare': ['a.py', '--int8', 'a.clipq'],
     'compare_codes': [],
     'coverage': ['a.py'],

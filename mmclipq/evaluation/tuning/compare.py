@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,9 @@ from .search import search_ranges
 
 PAPER = {'input_range': 8.0, 'weight_range': 0.125}
 """The paper's fixed ranges for YOLOv3."""
-WAYS = ('paper', 'search', *METHODS)
+WAYS = ('paper', 'search', 'weights', 'inputs', *METHODS)
+"""``weights`` and ``inputs`` round these alone, in float32, with the ranges of ``mse``: no better
+rounding of them can gain more than they lose."""
 BIAS = '+bias'
 
 
@@ -54,9 +57,12 @@ def check_way(way: str) -> None:
         )
 
 
-def _detector(session: CalibrationSession, way: str) -> nn.Module:
+@contextmanager
+def _detector(session: CalibrationSession, way: str) -> Iterator[nn.Module]:
+    """The detector to test, inside."""
     name = way.removesuffix(BIAS)
-    method = {'paper': 'max', 'search': 'output'}.get(name, name)
+    alone = name in ('weights', 'inputs')
+    method = {'paper': 'max', 'search': 'output'}.get(name, 'mse' if alone else name)
     options = CalibrationOptions(
         method, offsets=name != 'paper', bias_correction=way.endswith(BIAS)
     )
@@ -64,7 +70,18 @@ def _detector(session: CalibrationSession, way: str) -> nn.Module:
         print(search_ranges(session, options))
     else:
         session.measure(options)
-    return int8_detector(session, session.finish(options))
+    if not alone:
+        yield int8_detector(session, session.finish(options))
+        return
+    session.choose(options)
+    with ExitStack() as stack:
+        for part in session.parts.values():
+            simulation = part.simulation()
+            simulation.only = set(simulation.layers)
+            simulation.inputs, simulation.weights = name == 'inputs', name == 'weights'
+            stack.enter_context(part.executing(simulation))
+        stack.enter_context(session.computing())
+        yield session.model
 
 
 def compare_calibrations(
@@ -98,7 +115,8 @@ def compare_calibrations(
             if paper not in sessions:
                 sessions[paper] = _session(cfg, checkpoint, PAPER if paper else {}, draw,
                                            calib_images)  # fmt: skip
-            found = evaluate(_detector(sessions[paper], way), cfg, way, matched=True).matches
+            with _detector(sessions[paper], way) as int8:
+                found = evaluate(int8, cfg, way, matched=True).matches
             yield Row(way, draw, ap_differences(wanted, found)[0])
 
 
