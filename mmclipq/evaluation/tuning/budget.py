@@ -88,10 +88,19 @@ class Budget:
         return '\n'.join(lines)
 
 
-def int8_detector(session: CalibrationSession, quantized: Quantized) -> Any:
-    """An int8 detector of its own; the session's model stays as it is."""
+def int8_detector(
+    session: CalibrationSession, quantized: Quantized, left: Iterable[str] = ()
+) -> Any:
+    """An int8 detector of its own; the session's model stays as it is.
+
+    Layers that are ``left`` in float clip nothing, as in a detector loaded from a file.
+    """
     device = str(next(session.model.parameters()).device)
-    return to_int8(copy.deepcopy(session.model), quantized, device=device)
+    model = copy.deepcopy(session.model)
+    for path in left:
+        layer = model.get_submodule(path)
+        layer.input_exponent = layer.weight_exponent = None
+    return to_int8(model, quantized, device=device)
 
 
 class _Search:
@@ -111,11 +120,11 @@ class _Search:
     def reasons(self, left: Iterable[str]) -> dict[str, str]:
         return dict.fromkeys(left, 'kept in float by --max-drop')
 
-    def detector(self, left: Iterable[str]) -> tuple[Quantized, Any]:
+    def detector(self, left: Sequence[str]) -> tuple[Quantized, Any]:
         quantized = self.session.finish(self.options, self.reasons(left))
-        return quantized, int8_detector(self.session, quantized)
+        return quantized, int8_detector(self.session, quantized, left)
 
-    def found(self, left: Iterable[str]) -> list[Detections]:
+    def found(self, left: Sequence[str]) -> list[Detections]:
         return self.held_out.found(self.detector(left)[1].predict, 'int8')
 
     def ap(self, left: Sequence[str]) -> float:

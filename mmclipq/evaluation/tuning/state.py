@@ -57,6 +57,7 @@ class Progress:
         self._found[key] = value
         if self.path is not None:
             # Whole or not at all, however it is interrupted.
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             beside = self.path.with_name(f'{self.path.name}.part')
             beside.write_text(json.dumps({'of': self._mark, 'found': self._found}))
             os.replace(beside, self.path)

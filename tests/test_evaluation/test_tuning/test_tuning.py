@@ -5,13 +5,15 @@ import copy
 import pytest
 import torch
 
-from mmclipq.apis import load_int8
-from mmclipq.apis.quantize_model import CalibrationSession
+from mmclipq.apis import build_detector, load_int8, save_int8
+from mmclipq.apis.calibration_data import config_batches, with_instances
+from mmclipq.apis.quantize_model import CalibrationSession, calibrate
 from mmclipq.calibration.options import CalibrationOptions
 from mmclipq.errors import ClipQError
 from mmclipq.evaluation.tuning import search as search_module
-from mmclipq.evaluation.tuning.budget import within_budget
+from mmclipq.evaluation.tuning.budget import int8_detector, within_budget
 from mmclipq.evaluation.tuning.distance import distance
+from mmclipq.evaluation.tuning.held_out import HeldOut
 from mmclipq.evaluation.tuning.run import export_tuned
 from mmclipq.evaluation.tuning.search import search_ranges
 from mmclipq.evaluation.tuning.sensitivity import layer_sensitivities
@@ -106,6 +108,21 @@ def test_the_broken_layer_alone_stays_in_float(session, held_out, monkeypatch):
     assert state_of(session.model) == before
 
 
+def test_what_is_measured_is_what_the_file_does(cfg, session, held_out, tmp_path):
+    """A layer that stays in float does not clip, whatever the ranges that it was trained with."""
+    layer = session.model.get_submodule(BROKEN)
+    layer.input_exponent = -3
+    quantized = session.finish(CalibrationOptions(), {BROKEN: 'because'})
+    memory = int8_detector(session, quantized, [BROKEN])
+    assert layer.input_exponent == -3
+    save_int8(tmp_path / 'a.clipq', session.model, quantized, cfg, {})
+    loaded = load_int8(tmp_path / 'a.clipq')
+    assert type(loaded.get_submodule(BROKEN)) is torch.nn.Conv2d
+    for ours, theirs in zip(*(held_out.found(d.predict) for d in (memory, loaded)), strict=True):
+        assert len(ours.scores) > 0
+        assert all((a == b).all() for a, b in zip(ours[1:], theirs[1:], strict=True))
+
+
 def test_a_budget_that_nothing_keeps(session, held_out, monkeypatch):
     monkeypatch.setattr(type(held_out), 'ap', lambda self, found: -float(found[0].scores.sum()))
     with pytest.raises(ClipQError, match='--max-drop: found a loss of .* even with all 8 layers'):
@@ -192,3 +209,25 @@ def test_nothing_is_held_out_where_all_images_calibrate(cfg, detector, tmp_path)
     reports = export_tuned(cfg, tmp_path / 'float.pth', tmp_path / 'a.clipq', max_drop=1.0)
     with pytest.raises(ClipQError, match='--max-drop: found 0 images beside those that calibrate'):
         next(reports)
+
+
+@pytest.mark.slow
+def test_the_boxes_of_two_stages_are_tuned_too(load_config):
+    """Ranges behind RoIAlign are searched and its layers measured."""
+    cfg = load_config('quickstart/faster_rcnn_mobilenetv2_digits.py')
+    cfg.model.test_cfg.rcnn.score_thr = 0.0
+    torch.manual_seed(0)
+    model = build_detector(cfg.model, random=True)
+    model.init_weights()
+    session = calibrate(model, config_batches(cfg, 1))
+    result = search_ranges(session, CalibrationOptions())
+    assert result.after <= result.before
+    names = [group.key for group in session.parts['boxes 0'].groups()]
+    assert names
+    assert result.tensors == len(names) + len(session.dense.groups())
+    session.choose(CalibrationOptions())
+    held_out = HeldOut(model, config_batches(with_instances(cfg), 1, held=1))
+    layers = {row.layer: row.distance for row in layer_sensitivities(session, held_out)}
+    boxes = [name for name in layers if name.startswith('roi_head')]
+    assert len(boxes) == 4
+    assert all(layers[name] > 0 for name in boxes)
