@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +21,7 @@ from ...lowering.measured import near_ranges
 from ...lowering.ranges import RangeGroup
 from ...lowering.simulation import Simulation
 from ..coco import Detections
-from .distance import distance
+from .distance import image_distance
 from .sensitivity import in_float
 from .state import Progress
 
@@ -98,15 +99,20 @@ class _Trials:
             self.dense.advance(env, self.position, position)
         self.position = position
 
-    def found(self) -> list[Detections]:
-        """Detections with the ranges as they are just now."""
-        results = []
+    def distance(self, wanted: Sequence[Sequence[Detections]], limit: float = math.inf) -> float:
+        """How far the detections are from those ``wanted`` in each image's batch, with the ranges
+        as they are just now; infinity as soon as it is more than ``limit``."""
+        whole = sum(float(one.scores.sum()) for batch in wanted for one in batch)
+        apart = 0.0
         for index, (images, samples) in enumerate(self.images):
             if self.dense is not None:
                 env = dict(self.kept[index])
                 self.given.outputs = self.dense.advance(env, self.position)
-            results += _detections(self.session.predict(images, samples), index)
-        return results
+            found = _detections(self.session.predict(images, samples), index)
+            apart += sum(map(image_distance, found, wanted[index]))
+            if apart > limit * max(whole, 1e-9):
+                return math.inf
+        return apart / max(whole, 1e-9)
 
 
 def _detections(samples: Any, image: int) -> list[Detections]:
@@ -148,15 +154,14 @@ def search_ranges(
     session.choose(options)
     with in_float(session):
         wanted = [
-            one
+            _detections(session.predict(images, samples), index)
             for index, (images, samples) in enumerate(session.held.held)
-            for one in _detections(session.predict(images, samples), index)
         ]
     trials = _Trials(session)
     order = list(_ordered(session, options, trials))
     changed: dict[str, CodeRange] = {}
     with trials.executing(), tqdm(order, desc='search', unit='tensor') as bar:
-        best = before = distance(trials.found(), wanted)
+        best = before = trials.distance(wanted)
         for name, group, position in bar:
             part, simulation = session.parts[name], trials.simulations[name]
             if name == 'dense':
@@ -171,7 +176,7 @@ def search_ranges(
                 for range_ in near_ranges(group, group.statistics(part.histograms())):
                     if range_ not in tried:
                         _set(simulation, group, range_)
-                        tried[range_] = distance(trials.found(), wanted)
+                        tried[range_] = trials.distance(wanted, best)
                 nearest = min(tried, key=tried.__getitem__)
                 chosen = nearest if tried[nearest] < (1 - LEAST_GAIN) * best else now
                 progress[key] = [list(chosen), tried[chosen]]

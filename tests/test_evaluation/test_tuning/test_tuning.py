@@ -12,7 +12,7 @@ from mmclipq.calibration.options import CalibrationOptions
 from mmclipq.errors import ClipQError
 from mmclipq.evaluation.tuning import search as search_module
 from mmclipq.evaluation.tuning.budget import int8_detector, within_budget
-from mmclipq.evaluation.tuning.distance import distance
+from mmclipq.evaluation.tuning.distance import distance, image_distance
 from mmclipq.evaluation.tuning.held_out import HeldOut
 from mmclipq.evaluation.tuning.run import export_tuned
 from mmclipq.evaluation.tuning.search import search_ranges
@@ -163,9 +163,9 @@ def test_search_mends_a_range_goes_on_and_leaves_no_trace(one_image, tmp_path, m
             trials.append(1)
             if len(trials) == stop:
                 raise KeyboardInterrupt
-            return distance(found, wanted)
+            return image_distance(found, wanted)
 
-        monkeypatch.setattr(search_module, 'distance', counted)
+        monkeypatch.setattr(search_module, 'image_distance', counted)
         if stop is not None:
             with pytest.raises(KeyboardInterrupt):
                 search_ranges(session, options, progress)
