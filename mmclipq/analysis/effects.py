@@ -56,8 +56,9 @@ def agreement_lost(
 
     The cheap measure of a layer's effect. The float detector's best boxes, as many as there are
     objects in the images, stand for the objects; AP of the float detector itself is then close to
-    1, and what it loses with one layer in int8 is the result. It needs far fewer images than AP
-    does, because objects that float misses, which say nothing about int8, do not count.
+    1, and what it loses with one layer in int8 is the result. Every box that int8 moves lowers it,
+    where AP on a few images goes up as often as down: it says how much a layer changes, not whether
+    for the worse.
 
     Args:
         layers: The float detector's layers; it is afterwards as it was.

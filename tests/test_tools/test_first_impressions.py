@@ -11,6 +11,7 @@ import pytest
 TOOLS = Path(__file__).parents[2] / 'tools'
 # The fewest arguments that let each tool go on to its imports.
 ARGUMENTS = {
+    'analyze': ['a.py', 'a.pth', '--out', 'a'],
     'benchmark': ['a.py', '--shape', '64', '64'],
     'benchmark_training': ['a.py'],
     'calibrations': ['a.py', 'a.pth'],
@@ -74,6 +75,7 @@ def test_an_interruption_during_imports_is_one_line(tool, tmp_path):
     ('tool', 'arguments', 'said'),
     [
         ('infer', ['FILE', 'absent.jpg'], 'absent.jpg: found no file, wanted an image, a folder'),
+        ('analyze', ['absent.py', 'absent.pth', '--out', 'a'], 'absent.py: found no file'),
         ('quantize', ['absent.py', 'absent.pth', '--out', 'a.clipq'], 'absent.py: found no file'),
     ],
 )

@@ -136,7 +136,7 @@ def _effects(analysis: Analysis) -> Chart:
                 color=theme.second, markersize=3, capsize=2, linewidth=1,
                 label='AP lost, 95 % interval',
             )  # fmt: skip
-        axes.set_yticks(rows, [_short(layer.name) for layer in worst])
+        axes.set_yticks(rows, [_short(layer.name) for layer in worst], fontsize=6.5)
         axes.invert_yaxis()
         axes.axvline(0, color=theme.ink, linewidth=0.6)
         axes.grid(axis='y', visible=False)
@@ -274,7 +274,7 @@ def _costs(analysis: Analysis) -> Chart:
     return draw('costs', text, paint, 3.4)
 
 
-def _short(name: str, most: int = 27) -> str:
+def _short(name: str, most: int = 32) -> str:
     """``name``, or as many of its last parts as there is room for."""
     parts = name.split('.')
     while len(name) > most and len(parts) > 1:

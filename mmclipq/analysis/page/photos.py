@@ -106,15 +106,15 @@ def _photo(
     canvas = ImageDraw.Draw(shown)
     font = ImageFont.truetype(_font(), 11)
     is_truth = boxes is objects
-    for index, (corners, label) in enumerate(zip(boxes.corners, boxes.labels, strict=True)):
+    for index in np.argsort(boxes.right, kind='stable'):  # what found something lies above
         if is_truth and index in alone:
             continue
-        wrong = MISSED if is_truth else WRONG
+        corners, wrong = boxes.corners[index] * scale, MISSED if is_truth else WRONG
         colour = RIGHT if boxes.right[index] else wrong
-        _rectangle(canvas, corners * scale, colour, 2)
+        _rectangle(canvas, corners, colour, 2)
         if len(boxes.labels) <= MOST_LABELS:
             score = '' if is_truth else f' {boxes.scores[index]:.2f}'
-            _label(canvas, corners * scale, f'{classes[label]}{score}', colour, font)
+            _label(canvas, corners, f'{classes[boxes.labels[index]]}{score}', colour, font)
     for index in alone:
         corners = objects.corners[index] * scale
         _rectangle(canvas, corners, ALONE, 4)
