@@ -118,8 +118,8 @@ class Int8Layers:
         return self._codes[name]
 
     def float_weight(self, name: str) -> Tensor:
-        """The weights that enter the float product."""
-        return self.layer(name).product_weight().detach()
+        """The weights that enter the float product, on the CPU."""
+        return self.layer(name).product_weight().detach().cpu()
 
     def int8_weight(self, name: str) -> Tensor:
         """The values of the weight codes, float32, in the float layer's own layout."""

@@ -71,6 +71,7 @@ class Analysis:
         lost, gained: Images in which int8 lost or gained most boxes.
         shown_from: Score from which on boxes are counted and drawn.
         totals: Objects in all images, and how many float found, int8 lost and int8 gained.
+        notes: What else a reader must know, a sentence each.
         left: Name and reason of what stays in float.
         classes: Names of the classes.
     """
@@ -90,6 +91,7 @@ class Analysis:
     gained: Sequence[ImageChange]
     shown_from: float
     totals: Mapping[str, int]
+    notes: Sequence[str] = ()
     left: Mapping[str, str] = field(default_factory=dict)
     classes: Sequence[str] = ()
 
@@ -130,6 +132,7 @@ class Analysis:
                 {'path': change.path, 'lost': len(change.lost), 'gained': len(change.gained)}
                 for change in (*self.lost, *self.gained)
             ],
+            'notes': list(self.notes),
             'left': dict(self.left),
         }
         return _plain(fields)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from mmengine.config import Config
@@ -28,6 +30,9 @@ from .int8_layers import Int8Layers
 from .result import Analysis, LayerReport, Measured
 from .signals import measure_signals
 from .weights import weight_histogram
+
+LEAST_WEIGHT_DB = 20.0
+"""Signal to noise of the median layer's weights; int8 of the same ones has about 40."""
 
 
 @dataclass(frozen=True)
@@ -162,9 +167,22 @@ def _measure(
             'lost': sum(len(c.lost) for c in changed),
             'gained': sum(len(c.gained) for c in changed),
         },
+        notes=notes(reports),
         left=dict(load_artifact(file).config.get('left', {})),
         classes=images.classes,
     )
+
+
+def notes(reports: Sequence[LayerReport]) -> list[str]:
+    """What the layers' figures together say about the file."""
+    weights = [layer.weight_db for layer in reports if not math.isnan(layer.weight_db)]
+    middle = median(weights) if weights else math.inf
+    if middle >= LEAST_WEIGHT_DB:
+        return []
+    return [
+        f"The file's weights are far from the checkpoint's, {middle:.1f} dB for the median layer: "
+        'it was made of another checkpoint, or its ranges clip most weights.'
+    ]
 
 
 def describe(layers: Int8Layers, name: str) -> str:

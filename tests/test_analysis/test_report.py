@@ -14,7 +14,7 @@ from PIL import Image
 
 from mmclipq.analysis.page import words, write
 from mmclipq.analysis.page.write import write_report
-from mmclipq.analysis.run import Options, analyze
+from mmclipq.analysis.run import Options, analyze, notes
 from mmclipq.apis.int8_file import load_parts
 from mmclipq.errors import ClipQError
 from mmclipq.evaluation.interval import Difference
@@ -251,6 +251,13 @@ def test_words():
     assert words.grouped({'a': 'x', 'b': 'y', 'c': 'y'}) == [('y', 'b, c', 2), ('x', 'a', 1)]
     assert words.listed(map(str, range(10))) == '0, 1, 2, 3, 4, 5, 6, 7 and 2 more'
     assert str(TensorType(3, False, 16)) == 'uint8 2^3 offset 16'
+
+
+def test_a_file_of_another_checkpoint_is_noted(analysed):
+    assert not notes(analysed.layers)
+    noisy = [dataclasses.replace(layer, weight_db=3.0) for layer in analysed.layers]
+    (note,) = notes(noisy)
+    assert "far from the checkpoint's, 3.0 dB" in note
 
 
 def test_parts_of_the_file_are_what_was_planted(analysed, parts):
