@@ -19,7 +19,6 @@ from mmclipq.graph import ir
 
 ROOT = Path(__file__).parents[2]
 STEPS = 70
-FAULTY = 'neck.detect2.conv2.conv'
 
 
 @pytest.fixture(scope='session')
@@ -126,11 +125,17 @@ def plant(parts, layers):
 
 
 @pytest.fixture(scope='session')
-def analysed(small_cfg, checkpoint, learnt, plant, tmp_path_factory):
-    """An analysis of it with one layer whose input exponent is too small by three."""
+def faulty() -> str:
+    """Name of a layer."""
+    return 'neck.detect2.conv2.conv'
+
+
+@pytest.fixture(scope='session')
+def analysed(small_cfg, checkpoint, learnt, plant, faulty, tmp_path_factory):
+    """An analysis of it with one layer whose input exponent is too small by three, ``faulty``."""
     file = tmp_path_factory.mktemp('planted') / 'a.clipq'
     meta = {'classes': tuple('0123456789')}
-    save_int8(file, learnt, plant('input', FAULTY, -3), small_cfg, meta)
+    save_int8(file, learnt, plant('input', faulty, -3), small_cfg, meta)
     return analyze(small_cfg, checkpoint, file, Options(sample=3, suspects=2, pictures=1))
 
 

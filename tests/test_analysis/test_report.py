@@ -20,7 +20,6 @@ from mmclipq.errors import ClipQError
 from mmclipq.evaluation.interval import Difference
 from mmclipq.graph.types import TensorType
 
-FAULTY = 'neck.detect2.conv2.conv'
 MOST_BYTES = 1 << 20
 
 
@@ -45,17 +44,17 @@ def page(report) -> Page:
     return Page((report / 'index.html').read_text())
 
 
-def test_the_planted_fault_is_on_top(analysed, page, report):
+def test_the_planted_fault_is_on_top(analysed, faulty, page, report):
     top = analysed.layers[0]
-    assert top.name == FAULTY
+    assert top.name == faulty
     assert top.ap.verdict == 'worse'
     assert top.clipped_inputs > 0.1
-    assert [layer.name for layer in analysed.suspects][0] == FAULTY
+    assert [layer.name for layer in analysed.suspects][0] == faulty
     text = ''.join(page.words)
-    assert text.index(FAULTY) < min(text.index(n) for n in analysed.order if n != FAULTY)
+    assert text.index(faulty) < min(text.index(n) for n in analysed.order if n != faulty)
     assert '% of its inputs are clipped' in text
     figures = json.loads((report / 'report.json').read_text())
-    assert figures['layers'][0]['name'] == FAULTY
+    assert figures['layers'][0]['name'] == faulty
     assert figures['layers'][0]['reads'] == [str(top.reads[0])]
 
 
