@@ -18,8 +18,8 @@ from .activations import WHOLE
 from .proxies import Value, asks_for_emptiness, is_asserted, known_result
 
 REASON, BOOKKEEPING, SHAPE = 'reason', 'bookkeeping', 'shape'
-"""Keys of a node's ``meta``: why a module is one step; whether a step is mere bookkeeping; the shape
-of its result in the traced example."""
+"""Keys of a node's ``meta``: why a module is one step; whether a step is mere bookkeeping; the
+shape of its result in the traced example."""
 
 _VIEWS = {
     'view', 'reshape', 'permute', 'transpose', 'flatten', 'squeeze', 'unsqueeze', 'expand',

@@ -28,7 +28,7 @@ _INTRODUCTION = """\
 Each detector is a config of mmdet with fresh weights: initialised as for a training, batch norms
 with random affine maps and the statistics of the images, no checkpoint. Images are drawn, {images}
 to calibrate on and half as many others to predict on. So this shows what works and how exactly, not
-accuracy: an untrained network amplifies errors, small ones of the image as those of int8, the more the
+accuracy: an untrained network amplifies errors, small ones of the image as those of int8, more the
 deeper it is. SSD heads get the attribute for lack of which mmdet 3.3's fail in `predict`.
 """
 
