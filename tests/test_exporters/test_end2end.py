@@ -65,6 +65,16 @@ def execute(runtime, model, images):
     return [result[name] for name in ('boxes', 'scores', 'labels')]
 
 
+def assert_mostly_same(found, wanted):
+    """Nine in ten of the (score, label, box) are those wanted; equal scores may change places."""
+
+    def same(a, b):
+        return abs(a[0] - b[0]) < 1e-4 and a[1] == b[1] and np.abs(a[2] - b[2]).max() < 0.1
+
+    others = [item for item in wanted if not any(same(item, other) for other in found)]
+    assert len(others) <= 0.1 * len(wanted), f'found {found[:3]}, wanted {others[:3]}'
+
+
 @pytest.mark.parametrize('name', DETECTORS)
 def test_detections_are_the_detectors(name):
     pytest.importorskip('openvino')
@@ -86,16 +96,9 @@ def test_detections_are_the_detectors(name):
             assert count == len(instances.scores)
             assert (labels[count:] == -1).all()
             np.testing.assert_allclose(scores[:count], instances.scores, atol=1e-5)
-            # Boxes of equal scores may change places.
-            keys = [
-                sorted(zip(np.round(s, 4), k, np.round(b, 1).tolist(), strict=True))
-                for s, k, b in (
-                    (scores[:count], labels[:count], boxes[:count]),
-                    (instances.scores.numpy(), instances.labels.numpy(), instances.bboxes.numpy()),
-                )
-            ]
-            same = sum(a == b for a, b in zip(*keys, strict=True))
-            assert same >= 0.9 * count
+            ours = scores[:count], labels[:count], boxes[:count]
+            theirs = (getattr(instances, name).numpy() for name in ('scores', 'labels', 'bboxes'))
+            assert_mostly_same(list(zip(*ours, strict=True)), list(zip(*theirs, strict=True)))
         assert sum(len(sample.pred_instances) for sample in wanted)
 
 

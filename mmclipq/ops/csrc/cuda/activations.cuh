@@ -56,11 +56,11 @@ CLIPQ_DEVICE float activate(int32_t activation, float v, float alpha) {
   }
 }
 
-// Activates `count` values that lie `stride` apart.
-CLIPQ_CALLED void activate_slots(int32_t activation, float alpha, float *slots, int count,
-                                 int stride) {
+// Activates kCount values that lie kStride apart.
+template <int kCount, int kStride>
+CLIPQ_CALLED void activate_slots(int32_t activation, float alpha, float *slots) {
   CLIPQ_ROLLED
-  for (int k = 0; k < count; ++k) {
-    slots[k * stride] = activate(activation, slots[k * stride], alpha);
+  for (int k = 0; k < kCount; ++k) {
+    slots[k * kStride] = activate(activation, slots[k * kStride], alpha);
   }
 }

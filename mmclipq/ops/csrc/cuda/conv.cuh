@@ -118,7 +118,7 @@ struct ConvKernel {
     float *slots = reinterpret_cast<float *>(shared + kPixels * kLine) + device::thread();
     CLIPQ_UNROLL
     for (int k = 0; k < kValues; ++k) slots[k * kThreads] = values[k >> 2][k & 3];
-    activate_slots(p.activation, p.alpha, slots, kValues, kThreads);
+    activate_slots<kValues, kThreads>(p.activation, p.alpha, slots);
     CLIPQ_UNROLL
     for (int k = 0; k < kValues; ++k) values[k >> 2][k & 3] = slots[k * kThreads];
   }
