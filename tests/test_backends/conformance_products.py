@@ -121,8 +121,10 @@ class ProductConformance(ConformanceBase):
 
     @pytest.mark.parametrize('x_kind', [S8, U8], ids=['s8', 'u8'])
     @pytest.mark.parametrize('residual', [None, S8], ids=['alone', 'residual'])
-    def test_linear_over_the_last_of_three_axes(self, residual, x_kind):
-        self.product((2, 9, 11), (6, 11), x_kind, residual=residual, seed=3)
+    @pytest.mark.parametrize('rows', [(2, 9), (2, 3, 5), (1, 1, 7)], ids=str)
+    def test_linear_over_the_last_of_several_axes(self, rows, residual, x_kind):
+        self.product((*rows, 11), (6, 11), x_kind, residual=residual, seed=3)
+        self.product((*rows, 11), (6, 11), x_kind, None, 'sigmoid', seed=4)
 
     def exact(self, acc_wanted, m, b, out, activation='identity', slope=0.0):
         """A 1x1 convolution whose sums are given: the code itself times weight one."""

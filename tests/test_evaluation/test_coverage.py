@@ -115,6 +115,11 @@ def test_failure_names_its_stage_and_what_needs_it_is_not_tried(tmp_path):
     assert told == ['build', 'build']
     assert not outcome.passed
     assert not outcome.excused
+    (tmp_path / 'other').mkdir()
+    lacking = write_config(tmp_path / 'other', '', "custom_imports = dict(imports=['no_such'])")
+    outcome = Trial(lacking, Settings(), tmp_path, lambda o: None).run()
+    assert list(outcome.failures) == ['build']
+    assert outcome.excused
 
 
 ENDLESS = """

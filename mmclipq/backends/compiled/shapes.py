@@ -63,6 +63,8 @@ class Shapes:
         axes = len(shapes[0])
         if isinstance(node, (ir.Add, ir.Mul)):
             return shapes[0] == shapes[1] or axes == len(shapes[1]) == 4
+        if isinstance(node, ir.Linear) and axes == 4:  # lies with its second axis last
+            return False
         if isinstance(node, ir.Product) and node.residual is not None:
             weight = tuple(constants[node.weight].shape)
             return shapes[1] == product_shape(node, weight, shapes[0])

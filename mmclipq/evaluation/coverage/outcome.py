@@ -98,8 +98,12 @@ class Outcome:
 
     @property
     def excused(self) -> bool:
-        """Whether all that failed, failed without mmclipq."""
-        return bool(self.failures) and all('stock' in stage for stage in self.failures)
+        """Whether all that failed, failed without mmclipq, as for lack of a package."""
+        missing = ('ImportError: ', 'ModuleNotFoundError: ')
+        return bool(self.failures) and all(
+            'stock' in stage or stage == 'build' and reason.startswith(missing)
+            for stage, reason in self.failures.items()
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
