@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
     from mmclipq.apis.int8_file import load_parts
     from mmclipq.evaluation.runtimes import compare_runtime
 
-    detector = load_int8(args.file)
+    detector = load_int8(args.file, predicts=False)
     batches = config_batches(Config.fromfile(args.config), args.images)
     report = compare_runtime(detector, load_parts(args.file), batches, args.backend)
     print(report)

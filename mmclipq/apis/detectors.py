@@ -50,7 +50,7 @@ def build_detector(model_config: Mapping[str, Any], random: bool = False) -> nn.
         with contextlib.nullcontext() if random else _NoRandomWeights():
             return MODELS.build(config)
     except KeyError as error:
-        reason = str(error.args[0]).split('. ')[0]
+        reason = str(error.args[0]).split('\n')[0].split('. ')[0]
         raise ClipQError(
             f'model config: {reason}; import the package that registers it (custom_imports)'
         ) from error

@@ -198,12 +198,10 @@ def load_int8(
             detector = to_int8(detector, parts, backend, device)
             if predicts:
                 check_prediction(detector, parts, image_size(steps), path, limits)
-    except LimitError as error:
-        text = str(error)
-        raise LimitError(text if text.startswith(f'{path}') else f'{path}: {text}') from error
     except ClipQError as error:
-        text = str(error)
-        raise ArtifactError(text if text.startswith(f'{path}') else f'{path}: {text}') from error
+        kind = LimitError if isinstance(error, LimitError) else ArtifactError
+        text = ' '.join(str(error).split())
+        raise kind(text if text.startswith(f'{path}') else f'{path}: {text}') from error
     except Exception as error:  # of a library that met what the file says
         reason = (str(error).strip() or type(error).__name__).split('\n')[0][:200]
         raise ArtifactError(

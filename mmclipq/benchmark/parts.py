@@ -209,7 +209,7 @@ class Int8Way:
 
     def whole(self, setting: Setting, path: Path) -> nn.Module:
         """The detector of a ``.clipq`` file."""
-        return load_int8(path, str(setting.images.device), self.backend)
+        return load_int8(path, str(setting.images.device), self.backend, predicts=False)
 
     def dense(self, setting: Setting, path: Path) -> Run:
         """What executes the dense part once."""

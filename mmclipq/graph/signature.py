@@ -43,15 +43,12 @@ def split_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, lis
 
 
 def is_form(value: Any) -> bool:
-    """Whether ``value`` is a form of a call, whose references have the numbers from 0 on.
-
-    Not in order: a file holds keyword arguments by the alphabet.
-    """
+    """Whether ``value`` is a form of a call, with each reference once (a file sorts its keys)."""
     if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], tuple)):
         return False
     keys = isinstance(value[1], dict) and all(isinstance(key, str) for key in value[1])
     names = [ref.name for ref in iter_refs(value)]
-    return keys and sorted(names) == sorted(map(input_name, range(len(names))))
+    return keys and sorted(names) == sorted(input_name(index) for index in range(len(names)))
 
 
 def input_name(index: int) -> str:

@@ -84,3 +84,56 @@ def test_parameters_that_do_not_fit(intact, tmp_path):
 def test_unknown_backend(intact):
     with pytest.raises(ClipQError, match="found backend 'fpga'"):
         load_int8(intact, backend='fpga')
+
+
+def test_a_part_without_a_type_is_told_in_one_line(intact, tmp_path):
+    def change(artifact):
+        del artifact.config['model']['neck']['type']
+
+    with pytest.raises(ArtifactError, match=r'digits\.clipq: model config: ') as caught:
+        load_int8(altered(intact, tmp_path, change))
+    assert '\n' not in str(caught.value)
+
+
+def test_a_detector_that_cannot_predict_is_told_when_it_is_loaded(intact, tmp_path):
+    """Graphs alone may still be wanted, as exports do."""
+
+    def change(artifact):
+        del artifact.config['model']['test_cfg']
+
+    path = altered(intact, tmp_path, change)
+    with pytest.raises(ArtifactError, match=r'digits\.clipq: found a Int8YOLOV3 that fails on an'):
+        load_int8(path)
+    assert load_int8(path, predicts=False).int8_backend is not None
+
+
+def test_outputs_that_the_head_does_not_read(intact, tmp_path):
+    def change(artifact):
+        (graph,) = artifact.graphs
+        (maps,) = graph.outputs['head']
+        artifact.graphs = (ir.Int8Graph(graph.nodes, {'head': (maps[:1],)}, graph.constants),)
+
+    with pytest.raises(ArtifactError, match=r'digits\.clipq: found '):
+        load_int8(altered(intact, tmp_path, change))
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'message'),
+    [
+        ('head', 'neck', "the head 'neck'"),
+        ('head', 'rpn_head', ''),
+        ('captured', 'backbone', 'captured=backbone, wanted list'),
+        ('captured', ['nowhere'], 'parameters that do not fit'),
+        ('parts', {'dense': True, 'boxes': 3, 'modules': []}, 'found 1 graphs, wanted as many'),
+        ('parts', {'dense': 1, 'boxes': 0, 'modules': []}, 'found 1 graphs'),
+        ('parts', {'dense': True, 'boxes': 0, 'modules': [('neck',)]}, 'found 1 graphs'),
+        ('pipeline', [{'type': 'Resize', 'scale': 'x', 'nonsense': 1}], 'builds no detector'),
+    ],
+)
+def test_layouts_that_do_not_fit(intact, tmp_path, key, value, message):
+    def change(artifact):
+        artifact.config[key] = value
+
+    with pytest.raises(ArtifactError, match=r'digits\.clipq: ') as caught:
+        load_int8(altered(intact, tmp_path, change))
+    assert message in str(caught.value)

@@ -6,7 +6,7 @@ import torch
 from mmclipq.graph import GraphError
 from mmclipq.graph.artifact import from_json, to_json
 from mmclipq.graph.ir import Ref
-from mmclipq.graph.signature import join_call, split_call
+from mmclipq.graph.signature import is_form, join_call, split_call
 
 
 def test_tensors_and_numbers_are_open_and_the_rest_is_form():
@@ -44,3 +44,16 @@ def test_sequences_of_other_kinds_count_as_tuples():
 def test_anything_else_is_refused(value):
     with pytest.raises(GraphError, match=f'found an argument of type {type(value).__name__}'):
         split_call((value,), {})
+
+
+def test_forms_are_known_whatever_the_order_of_their_keys():
+    form, _ = split_call((torch.zeros(1),), {'b': torch.zeros(1), 'a': torch.zeros(1)})
+    ordered = form[0], dict(sorted(form[1].items()))
+    assert list(ordered[1]) == ['a', 'b']
+    assert is_form(form)
+    assert is_form(ordered)
+    for wrong in (
+        None, (), ((), []), ([], {}), ((), {1: 2}), ((Ref('input1'),), {}),
+        ((Ref('input0'), Ref('input0')), {}), ((Ref('x'),), {}), ((), {}, ()),
+    ):  # fmt: skip
+        assert not is_form(wrong)

@@ -213,8 +213,8 @@ class Trial:
         kind = backend_class('auto')
         self.outcome.backend = kind.name
         self.outcome.against = 'simulated' if kind.name == 'reference' else 'reference'
-        self.detector = load_int8(self.file)
-        self.other = load_int8(self.file, backend=self.outcome.against)
+        self.detector = load_int8(self.file, predicts=False)
+        self.other = load_int8(self.file, backend=self.outcome.against, predicts=False)
 
     def _predict(self) -> None:
         for sample in self._predictions(self.detector):
