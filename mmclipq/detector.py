@@ -19,8 +19,8 @@ from . import fixed_point as fp
 from .attention import Projection, packed_parameters, split_attention
 from .backends import Backend, build_backend
 from .errors import ClipQError
-from .graph.ir import FloatCall, GraphError, Input, Int8Graph, Ref, iter_refs
-from .graph.signature import input_name, split_call
+from .graph.ir import FloatCall, Int8Graph
+from .graph.signature import split_call
 
 
 class Executor(Protocol):
@@ -80,45 +80,6 @@ class Int8Parts:
         outputs, types = self.graph.outputs, self.graph.tensors
         features = outputs.get('features', ()) if isinstance(outputs, dict) else ()
         return tuple(types[ref.name].exponent for ref in features)
-
-
-def check_parts(parts: Int8Parts) -> None:
-    """Return if the parts have the inputs and outputs that a detector calls them with.
-
-    Raises:
-        GraphError: telling which part has not.
-    """
-
-    def inputs(graph: Int8Graph) -> list[Input]:
-        return [node for node in graph.nodes if isinstance(node, Input)]
-
-    levels: list[Any] = []
-    if parts.graph is not None:
-        outputs = parts.graph.outputs
-        if not isinstance(outputs, dict) or not outputs or outputs.keys() - {'features', 'head'}:
-            raise GraphError('dense part: found outputs that are not features and head alone')
-        if len(inputs(parts.graph)) != 1 or inputs(parts.graph)[0].type.is_codes:
-            raise GraphError('dense part: found other inputs than one float32 image, wanted that')
-        if ('head' in outputs) != (parts.head is not None):
-            raise GraphError(f'dense part: found the head {parts.head!r} and no outputs that fit')
-        levels = outputs.get('features', ())
-        if not isinstance(levels, (tuple, list)) or not all(isinstance(r, Ref) for r in levels):
-            raise GraphError('dense part: found features that are no list, wanted tensors')
-    for index, graph in enumerate(parts.boxes):
-        found, outputs = inputs(graph), graph.outputs
-        pair = isinstance(outputs, (tuple, list)) and len(outputs) == 2
-        if not found or len(found) - 1 > len(levels) or found[-1].type.is_codes or not pair:
-            raise GraphError(f'boxes {index}: found other inputs or outputs than levels, regions, '
-                             'scores and deltas')  # fmt: skip
-        for node, ref in zip(found[:-1], levels, strict=False):
-            if parts.graph is None or node.type != parts.graph.tensors[ref.name]:
-                raise GraphError(f'boxes {index}: found {node.name} of {node.type}, wanted the '
-                                 'type of the features')  # fmt: skip
-    for module in parts.modules:
-        names = [node.name for node in inputs(module.graph)]
-        count = sum(1 for _ in iter_refs(module.form))
-        if names != [input_name(index) for index in range(count)]:
-            raise GraphError(f'{module.path}: found inputs {names[:8]}, wanted {count} in order')
 
 
 class DenseOutputs(Sequence):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmdet.models.detectors import BaseDetector
 from mmengine.config import Config
@@ -14,16 +14,16 @@ from torch import nn
 
 from ..attention import packed_parameters
 from ..backends.base import backend_class, check_name
-from ..detector import Int8Module, Int8Parts, check_parts, to_int8
+from ..detector import Int8Parts, to_int8
 from ..errors import ClipQError
 from ..graph.artifact import Artifact, ArtifactError, load_artifact, save_artifact
 from ..graph.limits import LimitError, Limits
-from ..graph.signature import is_form
 from .building import counted
 from .calibration_data import find_test_pipeline
 from .detectors import build_detector
-from .file_config import check_config, check_pipeline, image_size
+from .file_config import check_config, image_size
 from .guarded import guarded
+from .int8_layout import check_content, read_parts
 from .trial import check_prediction
 
 if TYPE_CHECKING:  # running a file needs nothing of what makes one
@@ -77,82 +77,9 @@ def _covered(model: nn.Module, captured: Sequence[str]) -> tuple[str, ...]:
     return (*(f'{name}.' for name in captured), *(f'{path}.{name}' for path, name in packed))
 
 
-_HEADS = (None, 'rpn_head', 'bbox_head')
-_MOST_CLASSES = 1 << 17
-
-
-def _has(value: Any, path: str | os.PathLike, what: str, kind: type, inner: type | None) -> None:
-    items = value.values() if isinstance(value, Mapping) else value
-    if not isinstance(value, kind) or (
-        inner is not None and not all(isinstance(item, inner) for item in items)
-    ):
-        raise ArtifactError(f'{path}: found {what}={str(value)[:60]}, wanted {kind.__name__}')
-
-
-def _checked(artifact: Artifact, path: str | os.PathLike, limits: Limits) -> None:
-    """Return if config and meta data of a file have the types that their readers expect."""
-    config, meta = artifact.config, artifact.meta
-    for key, kind, inner in (
-        ('model', dict, None), ('pipeline', list, dict), ('captured', list, str),
-        ('left', dict, str), ('clipq', dict, None),
-    ):  # fmt: skip
-        if key in config or key in ('model', 'captured'):
-            _has(config.get(key), path, key, kind, inner)
-    if config.get('head') not in _HEADS:
-        raise ArtifactError(f'{path}: found the head {config["head"]!r}, wanted one of {_HEADS}')
-    check_config(config['model'], path, 'model')
-    check_pipeline(config.get('pipeline', []), path, limits)
-    for key, most in (('classes', _MOST_CLASSES), ('palette', _MOST_CLASSES)):
-        value = meta.get(key, ())
-        if not isinstance(value, (list, tuple)) or len(value) > most:
-            raise ArtifactError(f'{path}: found {key} that are no list, wanted one')
-    if not all(isinstance(name, str) and len(name) < 1000 for name in meta.get('classes', ())):
-        raise ArtifactError(f'{path}: found classes that are no names, wanted texts')
-    for colour in meta.get('palette', ()):
-        if not isinstance(colour, (list, tuple)) or not all(type(v) is int for v in colour):
-            raise ArtifactError(f'{path}: found the colour {colour!r}, wanted three numbers')
-
-
-def _layout(artifact: Artifact) -> dict[str, Any]:
-    """Which graph is what; files of format version 2 hold the dense one and those of the boxes."""
-    count = len(artifact.graphs)
-    layout = artifact.config.get('parts', {'dense': True, 'boxes': count - 1, 'modules': []})
-    if not isinstance(layout, dict) or set(layout) != {'dense', 'boxes', 'modules'}:
-        raise ArtifactError(f'found parts={str(layout)[:60]}, wanted dense, boxes and modules')
-    dense, boxes, modules = layout['dense'], layout['boxes'], layout['modules']
-    whole = isinstance(dense, bool) and type(boxes) is int and isinstance(modules, list)
-    if not whole or boxes < 0 or dense + boxes + len(modules) != count:
-        raise ArtifactError(f'found {count} graphs, wanted as many as parts={str(layout)[:60]}')
-    for entry in modules:
-        pair = isinstance(entry, (list, tuple)) and len(entry) == 2
-        if not pair or not isinstance(entry[0], str) or not is_form(entry[1]):
-            raise ArtifactError(f'found the module {str(entry)[:60]}, wanted a path and a call')
-    return layout
-
-
-def _parts(artifact: Artifact, path: str | os.PathLike) -> Int8Parts:
-    config, graphs = artifact.config, list(artifact.graphs)
-    try:
-        layout = _layout(artifact)
-        dense = graphs.pop(0) if layout['dense'] else None
-        boxes, graphs = graphs[: layout['boxes']], graphs[layout['boxes'] :]
-        modules = [
-            Int8Module(module, form, graph)
-            for (module, form), graph in zip(layout['modules'], graphs, strict=True)
-        ]
-        _has(config.get('captured'), path, 'captured', list, str)
-        parts = Int8Parts(
-            dense, config.get('head'), config['captured'], tuple(boxes), tuple(modules)
-        )
-        check_parts(parts)
-    except ClipQError as error:
-        raise ArtifactError(f'{path}: {error}') from error
-    return parts
-
-
 def load_parts(path: str | os.PathLike, limits: Limits | None = None) -> Int8Parts:
     """The integer graphs of a ``.clipq`` file; raises ArtifactError as :func:`load_int8` does."""
-    return _parts(load_artifact(path, limits), path)
+    return read_parts(load_artifact(path, limits), path)
 
 
 def load_int8(
@@ -189,8 +116,8 @@ def load_int8(
     backend_class(backend, device)
     artifact = load_artifact(path, limits)
     try:
-        parts = _parts(artifact, path)
-        _checked(artifact, path, limits)
+        parts = read_parts(artifact, path)
+        check_content(artifact, path, limits)
         steps = artifact.config.get('pipeline', [])
         with guarded(path):
             detector = _built(artifact, path, limits)
