@@ -71,7 +71,12 @@ class RoundedExecution(fx.Interpreter):
         types, nodes = graph.tensors, {node.name: node for node in graph.nodes}
         self._result: dict[fx.Node, tuple[str, ir.TensorType]] = {}
         self._product: dict[fx.Node, ir.Product] = {}
-        for unit in make_plan(module, non_negative_input, levels).units:
+        left = {
+            node.target: node.reason
+            for node in graph.nodes
+            if isinstance(node, ir.FloatCall) and node.kind == 'module'
+        }
+        for unit in make_plan(module, non_negative_input, levels, left).units:
             name = unit.path if types[unit.path].is_codes else f'{unit.path}.codes'
             if unit.wants_codes:
                 self._result[unit.node] = name, types[name]

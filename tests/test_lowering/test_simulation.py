@@ -129,6 +129,10 @@ def test_a_layer_left_in_float_is_float_with_all_that_follows_it(part, layer):
     for name, kind in same.items():
         if name in whole.tensors and whole.tensors[name].is_codes:
             assert whole.tensors[name] == kind
+    with part.executing(part.simulation()):
+        simulated = part.run(IMAGES[2])
+    rounded = RoundedExecution(part.module, graph).run(IMAGES[2])
+    assert all(torch.equal(rounded[name], simulated[name]) for name in simulated)
     wanted = part.run(IMAGES[2])['d']
     errors = []
     for found in (graph, whole):
