@@ -129,6 +129,7 @@ def test_result_survives_a_dump(tmp_path):
         ({'input_range': 6}, ['input_range: found 6', 'power of two']),
         ({'lq.weight': 1}, ["clipq.lq: found options ['weight']", "'loss_weight'"]),
         ({'lq': 1}, ['clipq.lq: found 1', 'wanted a dict']),
+        ({'int8.method': 'wishful'}, ["found calibration method 'wishful'", "'mse'"]),
         ({'int8.images': 1}, ["clipq.int8: found options ['images']", "'calib_images'"]),
         ({'first_layer.skp': True}, ["first_layer: found ['skp']"]),
         ({'last_layer': True}, ['last_layer: found True', 'wanted a dict']),

@@ -126,8 +126,8 @@ def full_disk(*args):
 def test_failing_export_does_not_stop_the_training(make_runner, log_of, monkeypatch, failure):
     options = {'train_cfg.max_epochs': 2, **BEST, 'val_evaluator.values': [0.1, 0.2]}
     if failure == 'option':
-        options['clipq.int8.method'] = 'wishful'
-        reason = "found calibration method 'wishful'"
+        options['clipq.int8.calib_images'] = 0
+        reason = '--calib-images: found 0'
     else:
         monkeypatch.setattr(artifact.os, 'fsync', full_disk)
         reason = 'No space left on device'

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 from tqdm import tqdm
@@ -25,8 +26,10 @@ from .distance import image_distance
 from .sensitivity import in_float
 from .state import Progress
 
-LEAST_GAIN = 0.002
-"""Share of the distance by which another range must be nearer to be taken."""
+LEAST_GAIN, ERRORS = 0.002, 4.0
+"""Share of the distance by which another range must be nearer to be taken, and in how many standard
+errors of its gain over the images. Hundreds of ranges are tried: with two, several would be taken
+for luck alone, and they lose AP on other images."""
 
 
 @dataclass(frozen=True)
@@ -99,20 +102,39 @@ class _Trials:
             self.dense.advance(env, self.position, position)
         self.position = position
 
-    def distance(self, wanted: Sequence[Sequence[Detections]], limit: float = math.inf) -> float:
-        """How far the detections are from those ``wanted`` in each image's batch, with the ranges
-        as they are just now; infinity as soon as it is more than ``limit``."""
-        whole = sum(float(one.scores.sum()) for batch in wanted for one in batch)
-        apart = 0.0
+    def distances(
+        self, wanted: Sequence[Sequence[Detections]], limit: float = math.inf
+    ) -> list[float]:
+        """How far each image's detections are from those ``wanted``, with the ranges as they are.
+
+        It ends as soon as the sum is more than ``limit``.
+        """
+        apart: list[float] = []
         for index, (images, samples) in enumerate(self.images):
             if self.dense is not None:
                 env = dict(self.kept[index])
                 self.given.outputs = self.dense.advance(env, self.position)
             found = _detections(self.session.predict(images, samples), index)
-            apart += sum(map(image_distance, found, wanted[index]))
-            if apart > limit * max(whole, 1e-9):
-                return math.inf
-        return apart / max(whole, 1e-9)
+            apart.append(sum(map(image_distance, found, wanted[index])))
+            if sum(apart) > limit:
+                break
+        return apart
+
+
+def is_nearer(found: Sequence[float], best: Sequence[float]) -> bool:
+    """Whether distances of images are smaller than the best ones so far, beyond luck.
+
+    Args:
+        found: Of each image; of fewer images if it is known not to be nearer.
+        best: Of each image.
+    """
+    if len(found) < len(best) or sum(found) >= (1 - LEAST_GAIN) * sum(best):
+        return False
+    gains = np.subtract(best, found)
+    if len(gains) == 1:
+        return True
+    error = gains.std(ddof=1) / math.sqrt(len(gains))
+    return bool(gains.mean() > ERRORS * error)
 
 
 def _detections(samples: Any, image: int) -> list[Detections]:
@@ -140,7 +162,8 @@ def search_ranges(
     """Choose ranges by the error of outputs, then by what they do to the detections.
 
     One tensor after the other, in the order of execution, other ranges near its own are tried on
-    the session's held images; the one that brings the detections nearest to float's stands. Steps
+    the session's held images; the one that brings the detections nearest to float's stands, if that
+    cannot be luck (:func:`is_nearer`). Steps
     before the tensor are computed once. Nothing is random.
 
     Args:
@@ -161,7 +184,8 @@ def search_ranges(
     order = list(_ordered(session, options, trials))
     changed: dict[str, CodeRange] = {}
     with trials.executing(), tqdm(order, desc='search', unit='tensor') as bar:
-        best = before = trials.distance(wanted)
+        whole = max(sum(float(one.scores.sum()) for batch in wanted for one in batch), 1e-9)
+        best = before = trials.distances(wanted)
         for name, group, position in bar:
             part, simulation = session.parts[name], trials.simulations[name]
             if name == 'dense':
@@ -172,21 +196,22 @@ def search_ranges(
             now = CodeRange(kind.exponent, kind.signed, kind.offset)
             key = f'range {name}: {group.key}'
             if key not in progress:
-                tried = {now: best}
+                chosen, least = now, best
                 for range_ in near_ranges(group, group.statistics(part.histograms())):
-                    if range_ not in tried:
-                        _set(simulation, group, range_)
-                        tried[range_] = trials.distance(wanted, best)
-                nearest = min(tried, key=tried.__getitem__)
-                chosen = nearest if tried[nearest] < (1 - LEAST_GAIN) * best else now
-                progress[key] = [list(chosen), tried[chosen]]
+                    if range_ == now:
+                        continue
+                    _set(simulation, group, range_)
+                    found = trials.distances(wanted, sum(least))
+                    if sum(found) < sum(least) and is_nearer(found, best):
+                        chosen, least = range_, found
+                progress[key] = [list(chosen), least]
             (exponent, signed, offset), best = progress[key]
             chosen = CodeRange(exponent, signed, offset)
             _set(simulation, group, chosen)
             if chosen != now:
                 part.chosen[group.key] = changed[f'{name}: {group.name}'] = chosen
-            bar.set_postfix_str(f'distance {best:.4f}')
-    return SearchResult(before, best, changed, len(order))
+            bar.set_postfix_str(f'distance {sum(best) / whole:.4f}')
+    return SearchResult(sum(before) / whole, sum(best) / whole, changed, len(order))
 
 
 def _set(simulation: Simulation, group: RangeGroup, range_: CodeRange) -> None:

@@ -8,6 +8,7 @@ import pytest
 from mmclipq.evaluation.coco import Detections
 from mmclipq.evaluation.tuning.budget import fewest
 from mmclipq.evaluation.tuning.distance import distance, overlaps
+from mmclipq.evaluation.tuning.search import is_nearer
 from mmclipq.evaluation.tuning.state import Progress
 
 
@@ -100,3 +101,33 @@ def test_results_outlive_an_interruption(tmp_path):
     assert not path.exists()
     assert not list(tmp_path.iterdir())
     Progress()['nothing'] = 'kept'
+
+
+@pytest.mark.parametrize(
+    ('found', 'wanted'),
+    [
+        ([0.9, 1.85, 2.8, 3.75], True),  # each image gains
+        ([0.9, 1.9, 2.9, 3.9], True),
+        ([0.0, 2.1, 3.1, 4.1], False),  # one image alone
+        ([1.0, 2.0, 3.0, 4.0], False),
+        ([0.9999, 1.9999, 2.9999, 3.9999], False),  # too little
+        ([0.1, 0.1], False),  # ended early
+        ([1.1, 2.1, 3.1, 4.1], False),
+    ],
+)
+def test_what_is_nearer_beyond_luck(found, wanted):
+    assert is_nearer(found, [1.0, 2.0, 3.0, 4.0]) is wanted
+
+
+def test_noise_is_hardly_ever_nearer():
+    """Several hundred trials without any real gain, as one search makes them."""
+    rng = np.random.default_rng(0)
+    best = rng.uniform(0.5, 2, 16)
+    taken = sum(is_nearer(best + rng.normal(0, 0.2, 16), best) for _ in range(1000))
+    assert taken <= 3
+    assert is_nearer(best * 0.9 + rng.normal(0, 0.02, 16), best)
+
+
+def test_one_image_is_all_there_is():
+    assert is_nearer([0.5], [1.0])
+    assert not is_nearer([1.0], [1.0])
