@@ -1,21 +1,17 @@
 """Whatever happens at whatever moment, a file is the old one or the new one, and whole."""
 
-import contextlib
 import errno
 import hashlib
 import os
 import random
 import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import cv2
 import pytest
 import torch
-from mmengine.runner import save_checkpoint
 
 from mmclipq.apis import load_int8, quantize, save_int8
 from mmclipq.apis.calibration_data import config_batches
@@ -24,7 +20,6 @@ from mmclipq.exporters.openvino_ir import weights_file, write_pair
 from mmclipq.graph import writing
 from mmclipq.graph.writing import write_all_atomically, write_atomically
 
-ROOT = Path(__file__).parents[1]
 KILLS = 40
 SIZE = 1 << 20
 
@@ -204,40 +199,3 @@ def test_an_unreadable_image_of_the_data_set_is_named(cfg, tmp_path, damage):
         assert '\n' not in str(caught.value)
     finally:
         source.write_bytes(content)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('tool', ['quantize', 'export'])
-def test_killed_tools_leave_the_older_files(tmp_path, cfg, model, tool):
-    """The whole program, from its imports to its last line, killed at ten moments."""
-    out = tmp_path / 'out'
-    out.mkdir()
-    if tool == 'quantize':
-        checkpoint = tmp_path / 'float.pth'
-        save_checkpoint({'state_dict': model.state_dict(), 'meta': {}}, str(checkpoint))
-        arguments = [cfg.filename, checkpoint, '--no-check', '--calib-images', 2]
-        arguments += ['--out', out / 'a.clipq']
-    else:
-        source = tmp_path / 'a.clipq'
-        save_int8(source, model, quantize(model, [torch.rand(1, 3, 64, 96)]), cfg, {})
-        arguments = [source, '--format', 'openvino', '--out', out / 'a.xml']
-    command = [sys.executable, '-W', 'ignore', ROOT / 'tools' / f'{tool}.py', *arguments]
-    command = [str(part) for part in command]
-
-    start = time.monotonic()
-    subprocess.run(command, check=True, capture_output=True)
-    seconds = time.monotonic() - start
-    wanted = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert wanted
-    rng, alive = random.Random(0), 0
-    for _ in range(10):
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(rng.uniform(0, seconds))
-        alive += process.poll() is None
-        process.kill()
-        process.wait()
-        assert {path.name: path.read_bytes() for path in out.iterdir()} == wanted
-    assert alive
