@@ -69,8 +69,8 @@ def _no_loss(head: Any, name: str) -> Any:
 def mend_heads() -> None:
     """Let MMDetection's SSD heads predict.
 
-    Decoding in MMDetection 3.3 asks every head for ``loss_cls``, for an activation of its own.
-    SSD heads have none and fail in ``predict``, in stock tools, too.
+    Decoding in MMDetection 3.3 asks every head for ``loss_cls``, whose own activation it would
+    take. SSD heads have none and fail in ``predict``, in stock tools, too.
     """
     from mmdet.models.dense_heads import SSDHead
 

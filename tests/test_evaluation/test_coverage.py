@@ -82,7 +82,17 @@ def test_outcomes_are_kept_and_resumed(covered, monkeypatch, tmp_path):
 def test_page_holds_the_table_and_the_reasons(covered):
     outcomes = [
         *covered[0],
-        Outcome('a/left.py', failures={}, left={'no int8 form': ['x', 'y']}, file_bytes=1),
+        Outcome(
+            'a/left.py',
+            left={
+                'no int8 form': ['x', 'y'],
+                'add_1 is read by float steps only': ['add_1'],
+                'boxes.add_2 is read by float steps only': ['boxes.add_2'],
+                'a.b (Cell): found a loop': ['a.b'],
+                'moves float32 values, computes nothing': ['view'] * 9,
+            },
+            file_bytes=1,
+        ),
         Outcome('a/stock.py', failures={'stock predict': 'AttributeError: no loss_cls'}),
         Outcome('a/broken.py', failures={'convert': 'found a step'}),
     ]
@@ -97,6 +107,9 @@ def test_page_holds_the_table_and_the_reasons(covered):
     assert '| retinanet_r18_fpn_1x_coco | 64 | 100.0% | 100.0% | 0 | equal | equal |' in text
     assert '* broken: convert: found a step' in text
     assert '  * 2: no int8 form (`x`, `y`)' in text
+    assert '  * 2: is read by float steps only (`add_1`, `boxes.add_2`)' in text
+    assert '  * 1: Cell: found a loop (`a.b`)' in text
+    assert '| left |  |  |  | 5 |' in text
     assert max(len(line) for line in text.splitlines() if not line.startswith('|')) < 200
 
 

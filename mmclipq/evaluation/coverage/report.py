@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -28,8 +29,8 @@ _INTRODUCTION = """\
 Each detector is a config of mmdet with fresh weights: initialised as for a training, batch norms
 with random affine maps and the statistics of the images, no checkpoint. Images are drawn, {images}
 to calibrate on and half as many others to predict on. So this shows what works and how exactly, not
-accuracy: an untrained network amplifies errors, small ones of the image as those of int8, more the
-deeper it is. SSD heads get the attribute for lack of which mmdet 3.3's fail in `predict`.
+accuracy: an untrained network amplifies errors, those of int8 as small ones of the image, the more
+the deeper it is. SSD heads get the attribute for lack of which those of mmdet 3.3 fail in `predict`.
 """
 
 _MEANING = """\
@@ -125,11 +126,22 @@ def failures(outcomes: Sequence[Outcome]) -> Iterator[str]:
             yield f'{PurePosixPath(outcome.config).stem}: {stage}: {reason}'
 
 
+_SUBJECT = re.compile(r'^[\w.#]+(?: \((\w+)\))?(?:: | (?=is read by |follows no ))')
+
+
+def _without_subject(reason: str) -> str:
+    """``reason`` for any step: the name that it begins with is among the names beside it."""
+    return _SUBJECT.sub(lambda found: f'{found[1]}: ' if found[1] else '', reason)
+
+
 def _left(outcomes: Sequence[Outcome]) -> Iterator[str]:
     for outcome in outcomes:
         if outcome.left:
             yield f'* {PurePosixPath(outcome.config).stem}'
+        grouped: dict[str, list[str]] = {}
         for reason, names in outcome.left.items():
+            grouped.setdefault(_without_subject(reason), []).extend(names)
+        for reason, names in sorted(grouped.items(), key=lambda item: -len(item[1])):
             yield f'  * {len(names)}: {reason} ({_short(names)})'
 
 
