@@ -30,7 +30,7 @@ Each detector is a config of mmdet with fresh weights: initialised as for a trai
 with random affine maps and the statistics of the images, no checkpoint. Images are drawn, {images}
 to calibrate on and half as many others to predict on. So this shows what works and how exactly, not
 accuracy: an untrained network amplifies errors, those of int8 as small ones of the image, the more
-the deeper it is. SSD heads get the attribute for lack of which those of mmdet 3.3 fail in `predict`.
+the deeper it is. SSD heads get the attribute for lack of which mmdet 3.3 fails in `predict`.
 """
 
 _MEANING = """\
