@@ -23,9 +23,10 @@ struct ConvKernel {
   static constexpr int kPixels = kPixels_, kOutputs = kOutputs_;
   static constexpr int kThreads = kWarpsM * kWarpsN * 32, kDepth = 64;
   static constexpr bool kFewChannels = kNarrow;
-  // Blocks that a multiprocessor must have registers for, 0 for as the compiler likes: on sm_90 it
-  // would rather spill a register of the narrow one than have fewer than four.
-  static constexpr int kBlocks = kNarrow ? 3 : 0;
+  // Blocks that a multiprocessor must have registers for, 0 for as the compiler likes: it would rather
+  // spill a register of the tiles of 128x64 than have fewer than four, for which their shared memory
+  // has no room.
+  static constexpr int kBlocks = kPixels == 128 && kOutputs == 64 ? 3 : 0;
   static constexpr int kWarpPixels = kPixels / kWarpsM, kWarpOutputs = kOutputs / kWarpsN;
   static constexpr int kTilesM = kWarpPixels / 16, kTilesN = kWarpOutputs / 8;
   static constexpr int kStage = (kPixels + kOutputs) * kDepth;
