@@ -3,5 +3,6 @@
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 say 'Running the tests'
 # A process for each core, each on one thread; tests of a file share what they set up.
+processes=${TEST_PROCESSES:-$(nproc)} # asked first: nproc heeds OMP_NUM_THREADS
 export OMP_NUM_THREADS=1
-exec python -m pytest -n "${TEST_PROCESSES:-$(nproc)}" --dist loadfile "$@"
+exec python -m pytest -n "$processes" --dist loadfile "$@"
