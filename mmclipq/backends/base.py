@@ -79,16 +79,6 @@ def build_backend(
     return backend_class(name, device)(graph, islands, device)
 
 
-def _needs_order(node: ir.FloatCall, module: nn.Module | None) -> bool:
-    """Whether a float step may fail on tensors that do not lie as their axes are ordered.
-
-    Backends keep channels last. PyTorch's own layers take that, other modules need not.
-    """
-    if module is None:
-        return node.target == 'view'
-    return not type(module).__module__.startswith('torch.nn.')
-
-
 class Backend(ABC):
     """Executes an ``Int8Graph``.
 
@@ -229,10 +219,9 @@ class Backend(ABC):
         return codes
 
     def _float_call(self, node: ir.FloatCall, values: Mapping[str, Any]) -> Any:
-        module = None
-        if node.kind == 'module' and self.islands is not None:
-            module = self.islands.get_submodule(node.target)
-        in_order = _needs_order(node, module)
+        # Backends keep channels last. Some steps fail on that, and PyTorch's own round otherwise:
+        # where its vectors end depends on how a tensor lies. What reads a mere shape may.
+        in_order = node.kind == 'module' or node.reason != '' or node.target == 'view'
 
         def value(ref: ir.Ref) -> Any:
             found = values[ref.name]

@@ -169,6 +169,24 @@ def test_work_counts_multiply_adds_and_the_weights_that_run():
     assert type(model.attention) is nn.MultiheadAttention
 
 
+class Twice(nn.Module):
+    """One weight at two dilations, whose results come as a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(2, 3, 1, 1))
+
+    def forward(self, x):
+        return [nn.functional.conv2d(x, self.weight), nn.functional.conv2d(x[..., 1:], self.weight)]
+
+
+def test_work_counts_every_result_of_a_layer():
+    with torch.no_grad(), Work(layer := Twice()) as work:
+        layer(torch.rand(1, 3, 4, 5))
+    assert work.of_layers == 2 * 3 * (4 * 5 + 4 * 4)
+    assert work.of_activations == 0
+
+
 def test_noise_is_relative_to_the_variance():
     wanted = torch.tensor([0.0, 2.0, 0.0, 2.0]) + 100
     (ratio,) = noise_ratios([wanted], [wanted + 0.1])

@@ -179,3 +179,33 @@ def test_sum_of_a_pixel_and_an_image_is_no_residual(detector):
         assert torch.equal(result, found)
         assert again.keys() == codes.keys()
         assert all(torch.equal(again[key], value) for key, value in codes.items())
+
+
+class Masked(nn.Module):
+    """A float step that reads some channels of a convolution, as masks of deformable ones are."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(4, 27, 3, padding=1), nn.Conv2d(9, 4, 1)
+
+    def forward(self, x):
+        return self.other(torch.log1p(self.conv(x)[:, 18:].sigmoid()))
+
+
+def test_float_steps_round_alike_however_tensors_lie(detector):
+    torch.manual_seed(0)
+    detector.inner = Masked()
+    detector.predict = lambda x: detector.head(detector.inner(x))
+    prepare_model(detector)
+    find_weight_ranges(detector)
+    graphs = {path: graph for path, _, graph in observe(detector, images((33, 35))).finish('mse')}
+
+    def run(name):
+        backend, found = build_backend(name, graphs['inner'], detector), {}
+        backend.run(*images((31, 37)), observe=lambda node, value: found.update({node.name: value}))
+        return found
+
+    values = run('reference'), run('auto')
+    for name in ('sigmoid', 'log1p'):
+        assert torch.equal(values[0][name], values[1][name])
+        assert values[0][name].shape == (1, 9, 31, 37)

@@ -93,7 +93,9 @@ class Work(TorchDispatchMode):
         self._inside -= 1
         transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
         positions = args[0] if transposed else out
-        self.of_layers += positions.numel() * module.weight[0].numel()
+        # Some layers give several tensors, one for each dilation, say.
+        count = sum(tensor.numel() for tensor in leaves(positions))
+        self.of_layers += count * module.weight[0].numel()
 
 
 class Choices(TorchFunctionMode):
