@@ -6,12 +6,13 @@ from pathlib import Path
 
 import mmdet
 import pytest
+import torch
 
 from mmclipq.apis.mmdet_tools import find_config
 from mmclipq.errors import ClipQError
 from mmclipq.evaluation.coverage import FAMILIES, QUICK, Outcome, Settings, cover, page, summary
 from mmclipq.evaluation.coverage import run as runs
-from mmclipq.evaluation.coverage.trial import Trial, sentence
+from mmclipq.evaluation.coverage.trial import Trial, largest_difference, sentence
 
 CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
 
@@ -36,6 +37,16 @@ def test_sentence_is_one_line():
     assert sentence(ValueError('first\nsecond')) == 'ValueError: first'
     assert sentence(ValueError()) == 'ValueError: no reason given'
     assert len(sentence(ValueError('x' * 999))) == 300
+
+
+def test_difference_of_tensors_that_are_zero_but_for_rounding_is_small():
+    wanted = {'weight': torch.tensor([4.0, -2.0]), 'bias': torch.tensor([1e-9])}
+    assert largest_difference(wanted, wanted) == 0
+    found = {'weight': torch.tensor([4.0, -1.0]), 'bias': torch.tensor([-1e-9])}
+    assert largest_difference(found, wanted) == 0.25
+    found['weight'] = wanted['weight']
+    assert largest_difference(found, wanted) == pytest.approx(2e-9 / 4e-6, rel=1e-3)
+    assert largest_difference({}, {}) == 0
 
 
 SMALL = 'retinanet/retinanet_r18_fpn_1x_coco.py'

@@ -42,9 +42,11 @@ def _values(tree: Any, key: str) -> Iterator[Any]:
             yield from _values(item, key)
 
 
-def _on_one_processor(key: str, value: Any) -> Any:
+def _untrained_and_alone(key: str, value: Any) -> Any:
     if key == 'type' and value in ('SyncBN', 'MMSyncBN'):
         return 'BN'
+    if key == 'clip_border':
+        return True  # pasting a mask fails on untrained boxes that lie outside
     # Downloads, and padding to the size of a training image.
     return None if key in ('teacher_ckpt', 'batch_augments') else value
 
@@ -75,7 +77,7 @@ def trial_config(path: str, few_boxes: bool = True) -> Config:
     cfg = Config.fromfile(path)
     if 'model' not in cfg:
         raise ClipQError(f'{path}: found no model section, wanted a detector config')
-    model = _changed(cfg.model.to_dict(), _on_one_processor)
+    model = _changed(cfg.model.to_dict(), _untrained_and_alone)
     few: dict[str, int] = {}
     regions: dict[str, int] = {}
     if few_boxes:

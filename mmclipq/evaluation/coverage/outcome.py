@@ -60,7 +60,7 @@ class Outcome:
         loss_difference: Largest relative difference of a loss between the stock step and the step
             after :func:`mmclipq.prepare_model` whose ranges clip nothing.
         gradient_difference: The same of the gradients: largest difference within a parameter over
-            the largest gradient of that parameter.
+            the largest gradient of that parameter, or a millionth of the largest of all.
         weights: Weights in the integer graphs, and of all layers that the int8 detector runs.
         operations: Multiply-adds of the integer graphs for one image, and of the whole prediction.
         left: Names of what stays in float by reason.
