@@ -29,9 +29,12 @@ def killed(work, seconds):
     ready, begun = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(begun, b'x')
-        while True:
-            work()
+        try:  # whatever happens, the copy is not to go on as this process
+            os.write(begun, b'x')
+            while True:
+                work()
+        finally:
+            os._exit(1)
     os.read(ready, 1)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)

@@ -137,6 +137,20 @@ def test_gradient_checkpointing_changes_nothing(monkeypatch):
     assert_same(stock, found)
 
 
+def repeated_step(model, batch):
+    """The stock step, if it is the same twice: on some processors PyTorch's kernels in bfloat16
+    leave single gradients that are not, or not finite."""
+    try:
+        (losses, stock), (_, again) = (
+            training_step(copy.deepcopy(model), batch, seed=0) for _ in range(2)
+        )
+    except ValueError as error:
+        pytest.skip(f'the stock step fails on this processor: {error}')
+    if not all(torch.equal(stock[key], again[key]) for key in stock):
+        pytest.skip('the stock step does not repeat itself on this processor')
+    return losses, stock
+
+
 @pytest.mark.parametrize(
     ('kind', 'layer'),
     [('group-norm', 'bbox_head.conv_cls'), ('transformer', 'decoder.layers.0.ffn.layers.1')],
@@ -155,7 +169,7 @@ def test_autocast_gives_the_stock_step(kind, layer):  # fmt: skip
     for name, clipped in clip_layers(prepared):
         clipped.register_forward_hook(lambda m, args, out, name=name: look(name, out))
     with torch.autocast('cpu', torch.bfloat16):
-        losses, stock = training_step(model, batch, seed=0)
+        losses, stock = repeated_step(model, batch)
         own_losses, found = training_step(prepared, batch, seed=0)
     assert dtypes == {torch.bfloat16}
     assert_same(losses, own_losses)

@@ -28,7 +28,27 @@ def convert(model: Any) -> Any:
     result = openvino.Core().read_model(io.BytesIO(model.SerializeToString()))
     for entry in model.metadata_props:
         result.set_rt_info(entry.value, ['mmclipq', entry.key])
+    _keep_in_float(result)
     return result
+
+
+def _keep_in_float(model: Any) -> None:
+    """Make OpenVINO compute in float32 what its integer kernels compute wrongly.
+
+    Those of OpenVINO 2026.4 pad with the code 0, whatever code stands for zero, and are wrong for
+    transposed convolutions with dilation. No integer kernel reads a maximum, here with the least
+    float32 number.
+    """
+    import numpy as np
+    from openvino import opset13 as ops
+
+    for node in model.get_ordered_ops():
+        kind = node.get_type_name()
+        transposed = kind in ('ConvolutionBackpropData', 'GroupConvolutionBackpropData')
+        dilated = any(step != 1 for step in node.get_attributes().get('dilations', ()))
+        if kind == 'Pad' or (transposed and dilated):
+            least = np.float32(np.finfo(np.float32).min)
+            node.input(0).replace_source_output(ops.maximum(node.input_value(0), least).output(0))
 
 
 def ir_bytes(model: Any, folder: str, stem: str) -> tuple[bytes, bytes]:

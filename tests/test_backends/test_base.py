@@ -62,7 +62,7 @@ def test_modules_and_parameters_come_from_the_detector():
 
 def test_only_parameters_and_buffers_can_be_read():
     leaf = FloatCall('w', FLOAT, 'parameter', 'head.forward')
-    with pytest.raises(KeyError, match='forward'):
+    with pytest.raises(GraphError, match='parameter head.forward that fails'):
         run(leaf, islands=nn.ModuleDict({'head': nn.Conv2d(2, 2, 1)}))
 
 

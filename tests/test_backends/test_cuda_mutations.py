@@ -46,7 +46,7 @@ BUGS = {
     'correction forgotten': (CONV, 'sums[i][j][e] + correction[e & 1]', 'sums[i][j][e]'),
     'offset of the residual forgotten': (PRODUCT, ' - p.residual_offset', ''),
     'offset of the result forgotten': (DEVICE, '(steps + offset)', '(steps)'),
-    'a smooth activation in values of the next thread': (CONV, '+ device::thread();', '+ 1;'),
+    'smooth activations change places': (CONV, '& 3] = slots[k *', '& 3] = slots[(k ^ 1) *'),
     'steps for values after a smooth activation': (PRODUCT, 'device::mul(v, p.scale)', 'v'),
     'ties away from zero': (EMULATION, 'std::nearbyint(', 'std::round('),
 }

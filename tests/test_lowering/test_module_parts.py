@@ -163,7 +163,8 @@ def test_sum_of_a_pixel_and_an_image_is_no_residual(detector):
     detector.predict = lambda x: detector.head(detector.inner(x))
     prepare_model(detector)
     find_weight_ranges(detector)
-    graphs = {path: graph for path, _, graph in observe(detector, images((6, 8))).finish('mse')}
+    parts = observe(detector, images((6, 8))).parts
+    graphs = {path: part.lowering.finish() for path, part in parts.items()}
     (x,) = images((4, 5))
     with torch.no_grad():
         wanted = detector.inner(x)
@@ -198,7 +199,8 @@ def test_float_steps_round_alike_however_tensors_lie(detector):
     detector.predict = lambda x: detector.head(detector.inner(x))
     prepare_model(detector)
     find_weight_ranges(detector)
-    graphs = {path: graph for path, _, graph in observe(detector, images((33, 35))).finish('mse')}
+    parts = observe(detector, images((33, 35))).parts
+    graphs = {path: part.lowering.finish() for path, part in parts.items()}
 
     def run(name):
         backend, found = build_backend(name, graphs['inner'], detector), {}
