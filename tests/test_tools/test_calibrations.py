@@ -1,5 +1,8 @@
 """The tools that choose and compare calibrations, on tiny data."""
 
+import subprocess
+import sys
+
 import calibrations
 import pytest
 import quantize
@@ -20,10 +23,13 @@ def checkpoint(cfg, tmp_path):
 CONFIG = 'configs/quickstart/yolov3_mobilenetv2_digits.py'
 
 
-def test_each_way_is_compared_with_float(checkpoint, capfd):
+def test_each_way_is_compared_with_float(cfg, checkpoint, tmp_path):
+    cfg.dump(tmp_path / 'digits.py')
     options = ['--draws', '2', '--calib-images', '1', '--ways', 'weights', 'inputs']
-    calibrations.main([CONFIG, checkpoint, *options])
-    lines = capfd.readouterr().out.strip().splitlines()
+    command = [sys.executable, calibrations.__file__, tmp_path / 'digits.py', checkpoint, *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.strip().splitlines()
     rows = [line.split('|')[1].strip() for line in lines if line.startswith('| ')]
     assert rows == ['calibration', 'float', 'weights', 'inputs']
     assert lines[-1].count(', ') == 1  # two draws
