@@ -12,6 +12,7 @@ from mmclipq.exporters.end2end import end2end_model
 
 pytest.importorskip('onnx')
 
+from mmclipq.backends.runtimes.exported import saturates
 from mmclipq.backends.runtimes.onnxruntime import session
 from mmclipq.backends.runtimes.openvino import compiled
 from mmclipq.exporters.builder import ExportError
@@ -78,6 +79,8 @@ def assert_mostly_same(found, wanted):
 @pytest.mark.parametrize('name', DETECTORS)
 def test_detections_are_the_detectors(name):
     pytest.importorskip('openvino')
+    if saturates():
+        pytest.skip('without VNNI both models multiply in float32, and need not round alike')
     model = build(name)
     side = 300 if name == 'ssd' else 96
     parts = quantize(model, [torch.randn(1, 3, side, side)])
