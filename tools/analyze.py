@@ -12,7 +12,7 @@ from _tool import run
 
 
 def main(arguments: list[str]) -> None:
-    from mmclipq.apis.clipq_flag import add_clipq_flag
+    from mmclipq.apis.clipq_flag import add_clipq_flag, read_config
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -58,20 +58,11 @@ def main(arguments: list[str]) -> None:
 
     check_folder(args.out)
 
-    from mmengine.config import Config, DictAction
-
     from mmclipq.analysis.run import Options, analyze
-    from mmclipq.apis.clipq_config import with_clipq
     from mmclipq.backends.base import check_name
 
     check_name(args.backend)
-    cfg = Config.fromfile(args.config)
-    if args.clipq is not None:
-        cfg = with_clipq(cfg, args.clipq)
-    if args.cfg_options:
-        override = argparse.ArgumentParser()
-        override.add_argument('--cfg-options', nargs='+', action=DictAction)
-        cfg.merge_from_dict(override.parse_args(['--cfg-options', *args.cfg_options]).cfg_options)
+    cfg = read_config(args.config, args.clipq, args.cfg_options)
     options = Options(
         args.images, args.sample, args.suspects, args.pictures, args.backend, args.device
     )

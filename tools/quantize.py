@@ -16,7 +16,7 @@ from _tool import run
 
 
 def main(arguments: list[str]) -> None:
-    from mmclipq.apis.clipq_flag import add_clipq_flag
+    from mmclipq.apis.clipq_flag import add_clipq_flag, read_config
     from mmclipq.calibration.options import METHODS, CalibrationOptions
 
     parser = argparse.ArgumentParser(
@@ -79,19 +79,10 @@ def main(arguments: list[str]) -> None:
     if args.max_drop is not None:
         check_range('--max-drop', args.max_drop, 0)
 
-    from mmengine.config import Config, DictAction
-
-    from mmclipq.apis.clipq_config import with_clipq
     from mmclipq.apis.quantize_checkpoint import export_checkpoint
     from mmclipq.evaluation.check import check_checkpoint
 
-    cfg = Config.fromfile(args.config)
-    if args.clipq is not None:
-        cfg = with_clipq(cfg, args.clipq)
-    if args.cfg_options:
-        override = argparse.ArgumentParser()
-        override.add_argument('--cfg-options', nargs='+', action=DictAction)
-        cfg.merge_from_dict(override.parse_args(['--cfg-options', *args.cfg_options]).cfg_options)
+    cfg = read_config(args.config, args.clipq, args.cfg_options)
     options = {
         'calib_images': args.calib_images,
         'calib_dir': args.calib_dir,

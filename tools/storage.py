@@ -31,21 +31,17 @@ def main(arguments: list[str]) -> None:
         check_file(args.checkpoint, 'a float checkpoint (.pth)')
 
     import torch
-    from mmengine.config import Config, DictAction
 
     from mmclipq.apis import build_detector, load_float_checkpoint, quantize, save_int8
+    from mmclipq.apis.clipq_flag import read_config
     from mmclipq.evaluation.compare import weight_bytes
 
-    override = argparse.ArgumentParser()
-    override.add_argument('--cfg-options', nargs='*', action=DictAction)
-    options = override.parse_args(['--cfg-options', *args.cfg_options]).cfg_options
     torch.manual_seed(0)
     state, whole = None, 0
     print("| config | float32 MiB | int8 file MiB | of the first one's float32 |")
     print('|---|---|---|---|')
     for path in args.configs:
-        cfg = Config.fromfile(path)
-        cfg.merge_from_dict(options or {})
+        cfg = read_config(path, None, args.cfg_options)
         model = build_detector(cfg.model, random=True).eval()
         if state is None:
             if args.checkpoint:

@@ -15,7 +15,7 @@ from mmengine.config import Config
 from torch import nn
 
 from ..apis import build_detector, load_float_checkpoint, load_int8
-from ..apis.int8_file import load_parts
+from ..apis.int8_layout import read_parts
 from ..apis.quantize_checkpoint import export_checkpoint
 from ..evaluation.compare import weight_bytes
 from ..evaluation.interval import ap_differences
@@ -107,7 +107,8 @@ def analyze(
 def _measure(
     model: nn.Module, images: AnalysedImages, file: Path, sources: dict[str, str], options: Options
 ) -> Analysis:
-    parts = load_parts(file)
+    artifact = load_artifact(file)
+    parts = read_parts(artifact, file)
     layers = Int8Layers(model, parts)
     detector = load_int8(file, options.device, options.backend)
     first, second = images.detect(model, 'float'), images.detect(detector, 'int8')
@@ -168,7 +169,7 @@ def _measure(
             'gained': sum(len(c.gained) for c in changed),
         },
         notes=notes(reports),
-        left=dict(load_artifact(file).config.get('left', {})),
+        left=dict(artifact.config.get('left', {})),
         classes=images.classes,
     )
 

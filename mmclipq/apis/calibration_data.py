@@ -16,7 +16,7 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
 from tqdm import tqdm
 
-from ..errors import ClipQError
+from ..errors import ClipQError, first_line
 from .mmdet_tools import check_range
 
 IMAGE_SUFFIXES = frozenset({'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff'})
@@ -141,7 +141,7 @@ def _read_image(dataset: Any, index: int) -> Any:
         return dataset[index]
     except Exception as error:  # OpenCV's and the file system's own ones
         path = dataset.get_data_info(index).get('img_path', f'image {index}')
-        reason = (str(error).strip() or type(error).__name__).split('\n')[0][:200]
+        reason = first_line(error)
         raise ClipQError(
             f'{path}: found no readable image ({reason}), wanted the one that the annotations '
             'name; restore it, or pass --calib-dir'

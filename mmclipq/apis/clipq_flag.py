@@ -1,9 +1,9 @@
-"""The tools' flag ``--clipq [KEY=VALUE ...]``, which adds clipping to a config as it is read."""
+"""Configs as the tools' flags change them: ``--clipq [KEY=VALUE ...]`` and ``--cfg-options``."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -36,6 +36,23 @@ def add_clipq_flag(parser: argparse.ArgumentParser) -> None:
         metavar='KEY=VALUE',
         help='add the clipq base and its hooks to the config, and set options of its section',
     )
+
+
+def parsed_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Entries of a config from the ``KEY=VALUE`` texts of ``--cfg-options``."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='*', action=DictAction)
+    return parser.parse_args(['--cfg-options', *pairs]).cfg_options or {}
+
+
+def read_config(path: str, clipq: Mapping[str, Any] | None, pairs: Sequence[str]) -> Config:
+    """The config at ``path`` with the options of ``--clipq``, if it is given, and others."""
+    cfg = Config.fromfile(path)
+    if clipq is not None:
+        cfg = with_clipq(cfg, clipq)
+    if pairs:
+        cfg.merge_from_dict(parsed_options(pairs))
+    return cfg
 
 
 @contextmanager

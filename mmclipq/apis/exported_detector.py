@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..backends.base import backend_class
 from ..backends.runtimes.onnxruntime import session
 from ..backends.runtimes.openvino import compiled
-from ..errors import ClipQError
+from ..errors import ClipQError, first_line
 from ..exporters.openvino_ir import weights_file
 from ..graph.limits import Limits
 from .building import counted
@@ -163,7 +163,7 @@ def load_exported(path: str | os.PathLike, device: str = 'cpu') -> ExportedDetec
     except ClipQError:
         raise
     except Exception as error:  # of a library that met what the file says
-        reason = (str(error).strip() or type(error).__name__).split('\n')[0][:200]
+        reason = first_line(error)
         raise ClipQError(
             f'{path}: found metadata that build no detector ({reason}), wanted those that '
             'tools/export.py writes; export it again'

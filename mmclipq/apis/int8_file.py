@@ -15,7 +15,7 @@ from torch import nn
 from ..attention import packed_parameters
 from ..backends.base import backend_class, check_name
 from ..detector import Int8Parts, to_int8
-from ..errors import ClipQError
+from ..errors import ClipQError, first_line
 from ..graph.artifact import Artifact, ArtifactError, load_artifact, save_artifact
 from ..graph.limits import LimitError, Limits
 from .building import counted
@@ -130,7 +130,7 @@ def load_int8(
         text = ' '.join(str(error).split())
         raise kind(text if text.startswith(f'{path}') else f'{path}: {text}') from error
     except Exception as error:  # of a library that met what the file says
-        reason = (str(error).strip() or type(error).__name__).split('\n')[0][:200]
+        reason = first_line(error)
         raise ArtifactError(
             f'{path}: found a config that builds no detector ({reason}), wanted one; export it '
             'again with the versions that are installed here'

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..detector import Int8Parts, plain_samples
-from ..errors import ClipQError
+from ..errors import ClipQError, first_line
 from ..graph.container import ArtifactError
 from ..graph.inference import Inference, Unknown, meta, zeros
 from ..graph.ir import Input, Int8Graph
@@ -133,7 +133,7 @@ def check_prediction(
     except ClipQError as error:
         raise ArtifactError(f'{path}: {error}') from error
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).split('\n')[0][:200]
+        reason = first_line(error)
         raise ArtifactError(
             f'{path}: found a {type(detector).__name__} that fails on an image ({reason}), wanted '
             'one that predicts; export it again with the versions that are installed here'

@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .. import fixed_point as fp
-from ..errors import ClipQError
+from ..errors import ClipQError, first_line
 from ..graph import ir
 from ..graph.islands import call, check_call
 
@@ -119,24 +119,12 @@ class Backend(ABC):
         self.constants = {key: value.to(self.device) for key, value in graph.constants.items()}
         self._nodes = {node.name: node for node in graph.nodes}
         self._steps = [(node, self._method(node)) for node in graph.nodes]
-        self._last_reads = self._find_last_reads()
+        self._last_reads = graph.last_reads()
 
     def _method(self, node: ir.Node) -> Callable[..., Any] | None:
         if isinstance(node, (ir.Input, ir.FloatCall)):
             return None
         return getattr(self, type(node).__name__.lower())
-
-    def _find_last_reads(self) -> list[list[str]]:
-        """For each node the tensors that nothing reads after it."""
-        kept = {ref.name for ref in ir.iter_refs(self.graph.outputs)}
-        last: dict[str, int] = {}
-        for index, node in enumerate(self.graph.nodes):
-            last.update(dict.fromkeys((*node.inputs, node.name), index))
-        ends: list[list[str]] = [[] for _ in self.graph.nodes]
-        for name, index in last.items():
-            if name not in kept:
-                ends[index].append(name)
-        return ends
 
     @torch.no_grad()
     def run(self, *inputs: Tensor, observe: Callable[[ir.Node, Any], None] | None = None) -> Any:
@@ -179,7 +167,7 @@ class Backend(ABC):
         except ClipQError:
             raise
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).split('\n')[0]
+            reason = first_line(error, None)
             raise ir.GraphError(
                 f'{node.name}: found inputs that its {type(node).__name__} fails on ({reason}), '
                 'wanted those of the detector that the file was made from'

@@ -15,6 +15,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import ClipQError
 from ..graph.writing import write_atomically
 from .packages import require
@@ -39,7 +41,6 @@ def _keep_in_float(model: Any) -> None:
     transposed convolutions with dilation. No integer kernel reads a maximum, here with the least
     float32 number.
     """
-    import numpy as np
     from openvino import opset13 as ops
 
     for node in model.get_ordered_ops():

@@ -26,7 +26,6 @@ from .ir import (
     Node,
     Quantize,
     RoIAlign,
-    iter_refs,
     map_refs,
 )
 from .islands import call, check_call
@@ -152,23 +151,12 @@ class Inference:
         if len(inputs) != wanted:
             raise GraphError(f'found {len(inputs)} inputs, wanted {wanted} as the graph has')
         given = iter(inputs)
-        for node, ended in zip(graph.nodes, self._last_reads(), strict=True):
+        for node, ended in zip(graph.nodes, graph.last_reads(), strict=True):
             self._keep(node, self._result(node, given))
             for name in ended:
                 self._alive -= self._sizes.pop(name)
                 self._values.pop(name), self._shapes.pop(name, None)
         self.outputs = map_refs(graph.outputs, lambda ref: self._values[ref.name])
-
-    def _last_reads(self) -> list[list[str]]:
-        kept = {ref.name for ref in iter_refs(self.graph.outputs)}
-        last = {}
-        for index, node in enumerate(self.graph.nodes):
-            last.update(dict.fromkeys((*node.inputs, node.name), index))
-        ends: list[list[str]] = [[] for _ in self.graph.nodes]
-        for name, index in last.items():
-            if name not in kept:
-                ends[index].append(name)
-        return ends
 
     def _result(self, node: Node, given: Any) -> Any:
         if isinstance(node, Input):

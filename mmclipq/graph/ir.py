@@ -126,6 +126,18 @@ class Int8Graph:
             if isinstance(node, FloatCall) and node.reason
         }
 
+    def last_reads(self) -> list[list[str]]:
+        """For each node the tensors that nothing reads after it, the outputs included."""
+        kept = {ref.name for ref in iter_refs(self.outputs)}
+        last: dict[str, int] = {}
+        for index, node in enumerate(self.nodes):
+            last.update(dict.fromkeys((*node.inputs, node.name), index))
+        ends: list[list[str]] = [[] for _ in self.nodes]
+        for name, index in last.items():
+            if name not in kept:
+                ends[index].append(name)
+        return ends
+
     def products(self) -> list[Product]:
         """The convolutions and linear layers, in execution order."""
         return [node for node in self.nodes if isinstance(node, Product)]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..errors import first_line
 from .fields import MAX_ITEMS
 from .nodes import FloatCall
 from .types import GraphError
@@ -210,7 +211,7 @@ def call(
     except GraphError:
         raise
     except Exception as error:  # of a library: the arguments are a file's
-        reason = (str(error).strip() or type(error).__name__).split('\n')[0][:200]
+        reason = first_line(error)
         raise GraphError(
             f'{node.name}: found {node.kind} {node.target} that fails ({reason}), wanted one that '
             'fits its arguments'

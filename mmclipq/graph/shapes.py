@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..errors import first_line
 from .nodes import (
     Activate,
     Add,
@@ -142,12 +143,10 @@ def _max_pool(node: MaxPool, shape: Shape) -> Shape:
             node.dilation, node.ceil_mode,
         )  # fmt: skip
     except RuntimeError as error:
-        raise _wrong(node, f'{shape[2]}x{shape[3]}', f'one to pool ({_first(error)})') from None
+        raise _wrong(
+            node, f'{shape[2]}x{shape[3]}', f'one to pool ({first_line(error, None)})'
+        ) from None
     return (*shape[:2], *pooled.shape[2:])
-
-
-def _first(error: Exception) -> str:
-    return str(error).strip().split('\n')[0]
 
 
 def _avg_pool(node: AvgPool, shape: Shape) -> Shape:

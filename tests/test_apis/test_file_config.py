@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -112,9 +113,9 @@ def test_pipelines():
 @pytest.mark.parametrize(
     'call',
     [
-        lambda: Path('/tmp/x').write_text('x'),
+        lambda: Path(tempfile.gettempdir(), 'x').write_text('x'),
         lambda: Path('~/.bashrc').expanduser().read_text(),
-        lambda: os.open('/tmp/x', os.O_WRONLY | os.O_CREAT),
+        lambda: os.open(f'{tempfile.gettempdir()}/x', os.O_WRONLY | os.O_CREAT),
         lambda: os.system('true'),
         lambda: subprocess.run(['true']),
         lambda: socket.create_connection(('127.0.0.1', 9)),

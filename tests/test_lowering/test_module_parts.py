@@ -77,6 +77,10 @@ def observe(model, batches):
     return parts
 
 
+def graphs_of(model, batches):
+    return {name: part.lowering.finish() for name, part in observe(model, batches).parts.items()}
+
+
 def test_largest_traceable_modules_become_graphs(detector):
     parts = observe(detector, images((6, 8), (5, 7)))
     assert list(parts.parts) == ['inner.block', 'inner.conv', 'head']
@@ -87,8 +91,7 @@ def test_largest_traceable_modules_become_graphs(detector):
 
 
 def test_graphs_give_the_modules_results_on_every_backend(detector):
-    parts = observe(detector, images((6, 8))).parts
-    graphs = {path: part.lowering.finish() for path, part in parts.items()}
+    graphs = graphs_of(detector, images((6, 8)))
     (x,) = images((4, 5))
     with torch.no_grad():
         wanted = detector.inner.block(x, 0.5)
@@ -163,8 +166,7 @@ def test_sum_of_a_pixel_and_an_image_is_no_residual(detector):
     detector.predict = lambda x: detector.head(detector.inner(x))
     prepare_model(detector)
     find_weight_ranges(detector)
-    parts = observe(detector, images((6, 8))).parts
-    graphs = {path: part.lowering.finish() for path, part in parts.items()}
+    graphs = graphs_of(detector, images((6, 8)))
     (x,) = images((4, 5))
     with torch.no_grad():
         wanted = detector.inner(x)
@@ -199,8 +201,7 @@ def test_float_steps_round_alike_however_tensors_lie(detector):
     detector.predict = lambda x: detector.head(detector.inner(x))
     prepare_model(detector)
     find_weight_ranges(detector)
-    parts = observe(detector, images((33, 35))).parts
-    graphs = {path: part.lowering.finish() for path, part in parts.items()}
+    graphs = graphs_of(detector, images((33, 35)))
 
     def run(name):
         backend, found = build_backend(name, graphs['inner'], detector), {}
