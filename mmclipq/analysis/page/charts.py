@@ -141,7 +141,8 @@ def _effects(analysis: Analysis) -> Chart:
         axes.axvline(0, color=theme.ink, linewidth=0.6)
         axes.grid(axis='y', visible=False)
         axes.set_xlabel('lost with this layer alone in int8')
-        axes.legend(loc='lower right')
+        # Above the bars, which may reach any corner.
+        axes.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=2)
 
     first = worst[0]
     text = (
