@@ -65,7 +65,7 @@ class ClipConv(ClipMixin, nn.Conv2d):
             geometry = self.stride, padding, self.dilation, False, (0, 0), self.groups
             return _convolve(self, x, weight, bias, geometry)
 
-    def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """Input with the padding that no convolution does by itself, and the rest of it."""
         if self.padding_mode == 'zeros' and not isinstance(self.padding, str):
             return x, self.padding
@@ -89,6 +89,8 @@ class ClipConvWS(ClipConv, ConvWS2d):
     The range is that of the standardized weights, which enter the product.
     """
 
+    eps: float
+
     def product_weight(self) -> Tensor:
         """Each output channel's weights less their mean, over their deviation plus ``eps``."""
         rows = self.weight.flatten(1)
@@ -103,12 +105,20 @@ class ClipConvTranspose(ClipMixin, nn.ConvTranspose2d):
         *args, **kwargs: Those of :class:`torch.nn.ConvTranspose2d` and of :class:`ClipMixin`.
     """
 
+    padding: tuple[int, int]
+
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Float tensor ``(N, C, H, W)`` to ``(N, K, P, Q)``, or both without ``N``."""
         self._observe(x)
         x, weight, bias = self.autocast(x)
         extra = self._output_padding(
-            x, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation
+            x,
+            output_size,
+            list(self.stride),
+            list(self.padding),
+            list(self.kernel_size),
+            2,
+            list(self.dilation),
         )
         with torch.autocast(x.device.type, enabled=False):
             geometry = self.stride, self.padding, self.dilation, True, extra, self.groups

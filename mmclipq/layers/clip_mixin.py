@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ def limit_backward(grad: Tensor, x: Tensor, exponent: int | None) -> Tensor:
     return torch.ops.aten.hardtanh_backward(grad, x, -bound, bound)
 
 
-class ClipMixin:
+class ClipMixin(nn.Module):
     """Mechanics shared by the clipped convolutions and :class:`ClipLinear`.
 
     A layer class lists this mixin before its ``torch.nn`` base and implements ``forward`` with
@@ -119,8 +119,9 @@ class ClipMixin:
         """Turn ``layer`` into this class in place: same object, parameters, hooks and keys."""
         stock_class = type(layer)
         layer.__class__ = cls
-        layer._stock_class = stock_class
-        layer.set_clip(**clip)
+        adopted = cast(ClipMixin, layer)
+        adopted._stock_class = stock_class
+        adopted.set_clip(**clip)
 
     def release(self) -> None:
         """Undo :meth:`adopt`.
@@ -136,7 +137,8 @@ class ClipMixin:
         stock_class = self._stock_class
         for name in ('input_exponent', 'weight_exponent', 'rounded', 'observer', '_stock_class'):
             self.__dict__.pop(name)
-        self.__class__ = stock_class
+        layer: nn.Module = self
+        layer.__class__ = stock_class
 
     def find_weight_range(self, name: str = 'weight') -> None:
         """Set an open weight range to the power of two that holds the current weights.
@@ -168,7 +170,7 @@ class ClipMixin:
         Custom functions are not autocast. Limits are powers of two, so casting before the clip
         gives what casting after it would; with ``round`` the values are rounded twice.
         """
-        weight, bias = self.product_weight(), self.bias
+        weight, bias = self.product_weight(), cast('Tensor | None', self.bias)
         if not torch.is_autocast_enabled(x.device.type):
             return x, weight, bias
         dtype = torch.get_autocast_dtype(x.device.type)
