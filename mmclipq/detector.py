@@ -7,11 +7,12 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 from mmdet.models.dense_heads import YOLOV3Head, YOLOXHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.roi_heads import CascadeRoIHead
+from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
 from mmdet.structures import DetDataSample
 from torch import Tensor, nn
 
@@ -82,7 +83,7 @@ class Int8Parts:
         return tuple(types[ref.name].exponent for ref in features)
 
 
-class DenseOutputs(Sequence):
+class DenseOutputs(Sequence[Tensor]):
     """The features of all levels as a detector passes them on, with the dense head's outputs.
 
     Features that are codes are dequantized when something reads one by its index, and then kept.
@@ -109,14 +110,20 @@ class DenseOutputs(Sequence):
     def __len__(self) -> int:
         return len(self.maps)
 
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> DenseOutputs: ...
+
     def __getitem__(self, index: int | slice) -> Tensor | DenseOutputs:
         if isinstance(index, slice):
             return DenseOutputs(self.maps[index], self._exponents[index], self.head)
         index = range(len(self))[index]
         if index not in self._values:
-            values = self.maps[index]
-            if not values.is_floating_point():
-                values = fp.decode(values, self._exponents[index])
+            values, exponent = self.maps[index], self._exponents[index]
+            if exponent is not None and not values.is_floating_point():
+                values = fp.decode(values, exponent)
             self._values[index] = values.contiguous()
         return self._values[index]
 
@@ -157,7 +164,8 @@ class Int8Detector:
     def extract_feat(self, batch_inputs: Tensor) -> Any:
         """Preprocessed images, float32 ``(N, C, H, W)``, to the features of all levels."""
         if self.int8_backend is None:
-            return super().extract_feat(batch_inputs)
+            # The stock class's, which comes behind this one.
+            return super().extract_feat(batch_inputs)  # type: ignore[misc]
         return DenseOutputs.pack(self.int8_backend.run(batch_inputs), self.int8_exponents)
 
 
@@ -195,8 +203,19 @@ class _Int8RoIHead:
         cls_score, bbox_pred = self.int8_boxes[stage].run(*levels, rois)
         return {'cls_score': cls_score, 'bbox_pred': bbox_pred, 'bbox_feats': None}
 
+
+class _Int8StandardRoIHead(_Int8RoIHead):
+    """The same for a single stage."""
+
     def _bbox_forward(self, x: DenseOutputs, rois: Tensor) -> dict[str, Any]:
         return self._int8_stage(0, x, rois)
+
+
+class _Int8CascadeRoIHead(_Int8RoIHead):
+    """The same for a cascade of stages."""
+
+    def _bbox_forward(self, stage: int, x: DenseOutputs, rois: Tensor) -> dict[str, Any]:
+        return self._int8_stage(stage, x, rois)
 
 
 class _Int8Forward:
@@ -215,22 +234,23 @@ class _Int8Forward:
         return _in_order(self.int8_graph.run(*leaves))
 
 
-class _Int8CascadeRoIHead(_Int8RoIHead):
-    """The same for a cascade of stages."""
-
-    def _bbox_forward(self, stage: int, x: DenseOutputs, rois: Tensor) -> dict[str, Any]:
-        return self._int8_stage(stage, x, rois)
-
-
 @functools.cache
 def _mixed(mixin: type, stock: type) -> type:
     return type(f'Int8{stock.__name__}', (mixin, stock), {'__doc__': mixin.__doc__})
 
 
+def _mix_in(module: nn.Module, mixin: type) -> tuple[nn.Module, type]:
+    """Put ``mixin`` before the class of ``module``; returns both as they were."""
+    stock: type = type(module)
+    module.__class__ = _mixed(mixin, stock)
+    return module, stock
+
+
 def _levels(roi_head: nn.Module, stages: int) -> list[int]:
-    extractors = roi_head.bbox_roi_extractor
-    if not isinstance(extractors, nn.ModuleList):
-        extractors = [extractors] * stages
+    found = roi_head.get_submodule('bbox_roi_extractor')
+    extractors: list[BaseRoIExtractor] = (
+        list(found) if isinstance(found, nn.ModuleList) else [found] * stages
+    )
     return [extractor.num_inputs for extractor in extractors]
 
 
@@ -242,21 +262,16 @@ def _attach(
     exponents: Sequence[int | None],
 ) -> list[tuple[nn.Module, type]]:
     """Let executors compute the detector's parts; returns the modules with their stock classes."""
-    changed = [(detector, type(detector))]
-    detector.__class__ = _mixed(Int8Detector, type(detector))
-    detector.int8_head, detector.int8_backend, detector.int8_boxes = head, dense, list(boxes)
-    detector.int8_exponents = tuple(exponents)
+    changed = [_mix_in(detector, Int8Detector)]
+    vars(detector).update(int8_head=head, int8_backend=dense, int8_boxes=list(boxes))
+    vars(detector).update(int8_exponents=tuple(exponents))
     if head is not None:
-        module = getattr(detector, head)
-        changed.append((module, type(module)))
-        module.__class__ = _mixed(_Int8Head, type(module))
+        changed.append(_mix_in(detector.get_submodule(head), _Int8Head))
     if boxes:
-        roi_head = detector.roi_head
-        changed.append((roi_head, type(roi_head)))
+        roi_head = detector.get_submodule('roi_head')
         cascade = isinstance(roi_head, CascadeRoIHead)
-        mixin = _Int8CascadeRoIHead if cascade else _Int8RoIHead
-        roi_head.__class__ = _mixed(mixin, type(roi_head))
-        roi_head.int8_boxes, roi_head.int8_levels = list(boxes), _levels(roi_head, len(boxes))
+        changed.append(_mix_in(roi_head, _Int8CascadeRoIHead if cascade else _Int8StandardRoIHead))
+        vars(roi_head).update(int8_boxes=list(boxes), int8_levels=_levels(roi_head, len(boxes)))
     return changed
 
 
@@ -293,7 +308,7 @@ def executing(
 def plain_samples(images: Tensor) -> list[DetDataSample]:
     """Data samples for images ``(N, C, H, W)`` that come without any: they fill the batch."""
     size = tuple(images.shape[2:])
-    meta = {'scale_factor': (1.0, 1.0)}
+    meta: dict[str, tuple[float, ...]] = {'scale_factor': (1.0, 1.0)}
     meta |= dict.fromkeys(('ori_shape', 'img_shape', 'pad_shape', 'batch_input_shape'), size)
     return [DetDataSample(metainfo=meta) for _ in images]
 
@@ -349,7 +364,6 @@ def to_int8(
     dense = None if parts.graph is None else executor(parts.graph)
     _attach(detector, parts.head, dense, list(map(executor, parts.boxes)), parts.feature_exponents)
     for part in parts.modules:
-        module = detector.get_submodule(part.path)
-        module.__class__ = _mixed(_Int8Forward, type(module))
-        module.int8_form, module.int8_graph = part.form, executor(part.graph)
+        module, _ = _mix_in(detector.get_submodule(part.path), _Int8Forward)
+        vars(module).update(int8_form=part.form, int8_graph=executor(part.graph))
     return detector
