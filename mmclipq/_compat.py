@@ -1,9 +1,35 @@
-"""What the pinned MMEngine and MMDetection lack, added from outside."""
+"""What the pinned MMEngine and MMDetection lack, added from outside: types among it."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+if TYPE_CHECKING:
+    from mmdet.structures import DetDataSample
+    from torch import Tensor, nn
+
+
+class Detector(Protocol):
+    """What is asked of MMDetection's ``BaseDetector`` beside what every module has."""
+
+    cfg: Any
+    data_preprocessor: nn.Module
+    dataset_meta: dict[str, Any]
+
+    def predict(self, images: Tensor, samples: list[DetDataSample]) -> list[DetDataSample]:
+        """Detections in preprocessed images ``(N, C, H, W)``."""
+
+    def test_step(self, batch: Any) -> list[DetDataSample]:
+        """Detections in what a data loader gives."""
+
+    def parse_losses(self, losses: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The losses' sum, and each by its name."""
+
+
+def as_detector(detector: nn.Module) -> Detector:
+    """``detector`` itself, to the type checker what it is beside a module."""
+    return cast('Detector', detector)
 
 
 def _history_method(owner: Any, name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -149,7 +150,7 @@ def _read_image(dataset: Any, index: int) -> Any:
 
 
 def folder_batches(
-    cfg: Config, folder: str | Path, count: int, held: int = 0, seed: int = _SEED
+    cfg: Config, folder: str | os.PathLike, count: int, held: int = 0, seed: int = _SEED
 ) -> Iterator[Any]:
     """Batches of one image each from a folder, read with the config's test pipeline.
 
@@ -158,10 +159,10 @@ def folder_batches(
     Raises:
         ClipQError: if there is no such folder, it has no image, or a file is no image.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
+    path = Path(folder)
+    if not path.is_dir():
         raise ClipQError(f'{folder}: found no folder, wanted one with images')
-    files = sorted(p for p in folder.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(p for p in path.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise ClipQError(f'{folder}: found no image, wanted {", ".join(sorted(IMAGE_SUFFIXES))}')
     check_range('--calib-images', count, 1)

@@ -101,16 +101,32 @@ def _models(path: str | os.PathLike, options: ExportOptions) -> Iterator[tuple[s
     """Suffixes of file names with the ONNX models of a ``.clipq`` file, built one at a time."""
     artifact, graphs = load_artifact(path), exportable_graphs(load_parts(path))
     detector = load_int8(path, backend='reference', predicts=options.end2end)
-    common = dict(target=options.target, opset=options.opset, ir_version=options.ir_version)
     facts = metadata(artifact.config, artifact.meta)
     if options.end2end:
-        thresholds = dict(score_thr=options.score_thr, iou_thr=options.iou_thr)
-        yield '', end2end_model(detector, graphs, facts, **thresholds, **common)
+        model = end2end_model(
+            detector,
+            graphs,
+            facts,
+            score_thr=options.score_thr,
+            iou_thr=options.iou_thr,
+            target=options.target,
+            opset=options.opset,
+            ir_version=options.ir_version,
+        )
+        yield '', model
         return
     for number, graph in enumerate(graphs):
         suffix = f'_boxes{number - 1 or ""}' if number else ''
         facts['part'] = suffix.lstrip('_') or 'dense'
-        yield suffix, graph_model(graph, detector, metadata=facts, **common)
+        model = graph_model(
+            graph,
+            detector,
+            target=options.target,
+            opset=options.opset,
+            ir_version=options.ir_version,
+            metadata=facts,
+        )
+        yield suffix, model
 
 
 def _plain(text: str) -> Any:

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from mmdet.apis import DetInferencer
 from mmdet.visualization import DetLocalVisualizer
+from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
 from tqdm import tqdm
 
+from .._compat import as_detector
 from ..errors import ClipQError
 from .calibration_data import IMAGE_SUFFIXES
 from .exported_detector import load_detector, on_cpu_alone
@@ -106,13 +108,14 @@ class Int8Inferencer(DetInferencer):
         if device is None:
             device = default_device(path, backend)
         self.model = load_detector(path, device, backend)
-        self.cfg = self.model.cfg
-        colours = self.model.dataset_meta.get('palette', 'random')
-        self.model.dataset_meta['palette'] = colours if palette == 'none' else palette
+        detector = as_detector(self.model)
+        self.cfg: Config = detector.cfg
+        colours = detector.dataset_meta.get('palette', 'random')
+        detector.dataset_meta['palette'] = colours if palette == 'none' else palette
         self.pipeline = self._read_pipeline(path)
         self.collate_fn = pseudo_collate
         self.visualizer = DetLocalVisualizer()
-        self.visualizer.dataset_meta = self.model.dataset_meta
+        self.visualizer.dataset_meta = detector.dataset_meta
 
     def _read_pipeline(self, path: str | os.PathLike) -> Compose:
         """The file's test pipeline for a path or an array, without annotations."""
@@ -188,12 +191,12 @@ class Int8Inferencer(DetInferencer):
                                                     cv2.CAP_PROP_FRAME_HEIGHT))  # fmt: skip
         if not capture.isOpened() or min(size) < 1:
             raise ClipQError(f'{path}: found no readable video, wanted one OpenCV can decode')
-        picture, part, writer = None, None, None
+        picture = Path(out_dir) / 'vis' / path.name
+        part = picture.with_name(f'.part-{path.name}')
+        writer = None
         if out_dir and not no_save_vis:
-            picture = Path(out_dir) / 'vis' / path.name
             picture.parent.mkdir(parents=True, exist_ok=True)
-            part = picture.with_name(f'.part-{path.name}')
-            codec = cv2.VideoWriter_fourcc(*VIDEO_CODECS[path.suffix.lower()])
+            codec = cv2.VideoWriter.fourcc(*VIDEO_CODECS[path.suffix.lower()])
             rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
             writer = cv2.VideoWriter(str(part), codec, rate, size)
         results: list[dict[str, Any]] = []

@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from torch import nn
 
+from .._compat import as_detector
 from ..attention import packed_parameters
 from ..backends.base import backend_class, check_name
 from ..detector import Int8Parts, to_int8
@@ -135,8 +136,9 @@ def load_int8(
             f'{path}: found a config that builds no detector ({reason}), wanted one; export it '
             'again with the versions that are installed here'
         ) from error
-    detector.dataset_meta = dict(artifact.meta)
-    detector.cfg = Config(
+    told = as_detector(detector)
+    told.dataset_meta = dict(artifact.meta)
+    told.cfg = Config(
         dict(
             model=artifact.config['model'],
             test_dataloader=dict(dataset=dict(pipeline=steps)),

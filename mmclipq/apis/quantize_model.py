@@ -14,10 +14,11 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .._compat import as_detector
 from ..calibration.options import CalibrationOptions
 from ..detector import Int8Module, Int8Parts, captured_layers, executing, plain_samples
 from ..errors import ClipQError
-from ..graph.ir import FloatCall, TensorType
+from ..graph.ir import FloatCall, Int8Graph, TensorType
 from ..lowering.capture import Captured, CaptureError, called_layers, capture, evaluating
 from ..lowering.execution import Execution
 from ..lowering.module_parts import ModuleParts
@@ -46,10 +47,10 @@ class Quantized(Int8Parts):
 
 def cannot_be_negative(preprocessor: nn.Module) -> bool:
     """Whether images with pixels from 0 to 255 stay non-negative after the preprocessing."""
-    mean = getattr(preprocessor, 'mean', None)
+    mean, padding = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'pad_value', 0)
     if not getattr(preprocessor, '_enable_normalize', False) or mean is None:
-        return getattr(preprocessor, 'pad_value', 0) >= 0
-    return bool((mean <= 0).all()) and preprocessor.pad_value >= 0
+        return padding >= 0
+    return bool((mean <= 0).all()) and padding >= 0
 
 
 def preprocessed(
@@ -60,7 +61,7 @@ def preprocessed(
         if isinstance(batch, Tensor):
             yield batch.to(next(model.parameters()).device), plain_samples(batch)
         else:
-            data = model.data_preprocessor(batch, False)
+            data = as_detector(model).data_preprocessor(batch, False)
             yield data['inputs'], data['data_samples']
 
 
@@ -144,7 +145,7 @@ class CalibrationSession:
             self.left['detector'] = f'{error}: it is captured module by module'
             return
         self.left |= traced.left_out
-        non_negative = cannot_be_negative(self.model.data_preprocessor)
+        non_negative = cannot_be_negative(as_detector(self.model).data_preprocessor)
         self.dense = Lowering(traced.module, non_negative, traced.levels)
         features_from_zero = all(unit.non_negative for unit in self.dense.plan.levels)
         self.boxes = [
@@ -178,7 +179,7 @@ class CalibrationSession:
     def predict(self, images: Tensor, samples: list[DetDataSample]) -> list[DetDataSample]:
         """Let the detector predict, which leads to everything that is not its dense part."""
         with self.computing():
-            return self.model.predict(images, samples)
+            return as_detector(self.model).predict(images, samples)
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -203,8 +204,7 @@ class CalibrationSession:
     @torch.no_grad()
     def stand_in(self) -> None:
         """Give layers that found nothing to do a grid of regions, and masks of every score."""
-        unseen = [] if self.first is None else self.unseen()
-        if not unseen:
+        if self.first is None or not (unseen := self.unseen()):
             return
         observed = [part.lowering for part in self.modules.parts.values()]
         for lowering in (self.dense, *self.boxes, *observed):
@@ -275,11 +275,13 @@ class CalibrationSession:
     ) -> Quantized:
         """The integer graphs; the arguments are those of :meth:`choose`."""
         self.choose(options, left)
-        graph, boxes, called, head = None, [], [], None
-        if self.dense is not None:
+        graph: Int8Graph | None = None
+        head: str | None = None
+        called: list[str] = []
+        if self.dense is not None and self.traced is not None:
             graph = self.dense.emit()
             head, called = self.traced.head, self.traced.called
-            boxes = [box.emit() for box in self.boxes]
+        boxes = [box.emit() for box in self.boxes]
         modules = [
             Int8Module(part.path, part.form, part.lowering.emit())
             for part in self.modules.parts.values()

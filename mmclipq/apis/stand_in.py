@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,7 +61,7 @@ def every_score_counts(detector: nn.Module) -> Iterator[None]:
     changed: list[tuple[MutableMapping[str, Any], float]] = []
 
     def lower(config: Any) -> None:
-        if not isinstance(config, Mapping):
+        if not isinstance(config, MutableMapping):
             return
         if isinstance(config.get('score_thr'), (int, float)) and config['score_thr'] >= 0:
             changed.append((config, config['score_thr']))

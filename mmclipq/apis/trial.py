@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._compat import as_detector
 from ..detector import Int8Parts, plain_samples
 from ..errors import ClipQError, first_line
 from ..graph.container import ArtifactError
@@ -141,4 +142,4 @@ def check_prediction(
 
 
 def _predict(detector: nn.Module, images: Tensor) -> None:
-    detector.predict(images, plain_samples(images))
+    as_detector(detector).predict(images, plain_samples(images))
