@@ -16,8 +16,11 @@ from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from .._compat import as_detector
 from ..apis import build_detector, load_int8
-from ..detector import executing
+from ..backends import Backend
+from ..detector import Int8Detector, executing
+from ..errors import ClipQError
 from ..lowering.capture import Captured, capture
 
 Run = Callable[[], Any]
@@ -117,13 +120,14 @@ class FloatWay:
 
     def executed(self, module: nn.Module, *examples: Tensor) -> Callable[..., Any]:
         """``module`` as a function of its inputs; a recorded one takes shapes of ``examples``."""
+        function: Callable[..., Any] = module
         if self.compiled:
             torch._inductor.config.freezing = True
-            module = torch.compile(module, mode=self.compiled, dynamic=False)
+            function = torch.compile(module, mode=self.compiled, dynamic=False)
         if self.record is None:
-            return lambda *inputs: module(*map(self.converted, inputs))
+            return lambda *inputs: function(*map(self.converted, inputs))
         held = [self.converted(x) for x in examples]
-        replay, results = self.record(lambda: module(*held))
+        replay, results = self.record(lambda: function(*held))
 
         def run(*inputs: Tensor) -> Any:
             for own, given in zip(held, inputs, strict=True):
@@ -198,7 +202,15 @@ class _Detector:
     def predict(self, images: Tensor, samples: list[Any]) -> list[Any]:
         """As the stock detector's."""
         with executing(self.stock, self.head, self.dense, self.boxes):
-            return self.stock.predict(images, samples)
+            return as_detector(self.stock).predict(images, samples)
+
+
+def _dense_backend(detector: nn.Module) -> Backend:
+    """What executes the dense graph of an int8 detector; raises ClipQError if it has none."""
+    backend = detector.int8_backend if isinstance(detector, Int8Detector) else None
+    if backend is None:
+        raise ClipQError('found features that the detector computes in its own way, wanted a graph')
+    return backend
 
 
 @dataclass(frozen=True)
@@ -213,13 +225,14 @@ class Int8Way:
 
     def dense(self, setting: Setting, path: Path) -> Run:
         """What executes the dense part once."""
-        backend = self.whole(setting, path).int8_backend
+        backend = _dense_backend(self.whole(setting, path))
         return lambda: backend.run(setting.images)
 
     def regions(self, setting: Setting, path: Path) -> Run:
         """What executes RoIAlign and box head of each stage once, on the setting's regions."""
         detector = self.whole(setting, path)
         rois = setting.regions()
-        maps = detector.int8_backend.run(setting.images)['features']
-        stages = list(zip(detector.int8_boxes, detector.roi_head.int8_levels, strict=True))
+        maps = _dense_backend(detector).run(setting.images)['features']
+        levels_read: list[int] = vars(detector.get_submodule('roi_head'))['int8_levels']
+        stages = list(zip(vars(detector)['int8_boxes'], levels_read, strict=True))
         return lambda: [box.run(*maps[:levels], rois) for box, levels in stages]

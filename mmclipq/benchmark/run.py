@@ -58,8 +58,8 @@ class Platform:
                 versions[name] = metadata.version(name)
             except metadata.PackageNotFoundError:
                 continue
-        processors = {'processors': os.cpu_count()}
-        processors['instructions'] = os.environ.get('ONEDNN_MAX_CPU_ISA', 'all')
+        instructions = os.environ.get('ONEDNN_MAX_CPU_ISA', 'all')
+        processors = {'processors': os.cpu_count(), 'instructions': instructions}
         return {**self.about, **processors, 'versions': versions}
 
 
@@ -229,7 +229,7 @@ class Comparison:
         else:
             runs['peak'] = lambda: done.append(peak())
         timings = time_in_turn(runs, rounds, self.platform.timer)
-        row = {'threads': setting.threads, 'batch': batch}
+        row: dict[str, Any] = {'threads': setting.threads, 'batch': batch}
         share = {}
         if done:
             speed = done[-1] / timings.pop().median * 1000 / 1e9

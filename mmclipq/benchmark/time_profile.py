@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -23,7 +23,7 @@ REST = 'the rest, Python'
 
 @contextmanager
 def _timed(
-    stack: list[str], spent: Counter, name: str, clock: Callable[[], float]
+    stack: list[str], spent: dict[str, float], name: str, clock: Callable[[], float]
 ) -> Iterator[None]:
     """Add the time inside to ``name``, and take it off from what it interrupts."""
     start = clock()
@@ -57,7 +57,7 @@ def profile_prediction(
         clock: Seconds; on a GPU when all that was launched has ended.
     """
     stack: list[str] = []
-    spent: Counter = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
 
     def watch(owner: Any, attribute: str, name: str) -> Any:
         inner = getattr(owner, attribute)
@@ -71,21 +71,21 @@ def profile_prediction(
 
     with ExitStack() as patches:
         patches.enter_context(watch(detector.int8_backend, 'run', DENSE))
-        for backend in detector.int8_boxes:
+        for backend in vars(detector)['int8_boxes']:
             patches.enter_context(watch(backend, 'run', BOXES))
         for module in detector.modules():
             if hasattr(module, 'predict_by_feat'):
                 patches.enter_context(watch(module, 'predict_by_feat', DECODING))
-        for name, module in list(sys.modules.items()):
+        for name, loaded in list(sys.modules.items()):
             # Modules hold the function by its name, each one its own.
-            if name.startswith('mmdet.') and 'batched_nms' in vars(module):
-                patches.enter_context(watch(module, 'batched_nms', NMS))
-        seen: list[Counter] = []
+            if name.startswith('mmdet.') and 'batched_nms' in vars(loaded):
+                patches.enter_context(watch(loaded, 'batched_nms', NMS))
+        seen: list[defaultdict[str, float]] = []
         for _ in range(rounds + 2):
             spent.clear()
             with _timed(stack, spent, REST, clock):
                 predict()
-            seen.append(Counter(spent))
+            seen.append(spent.copy())
     seen = seen[2:]  # two rounds do not count
     names = [name for name in (DENSE, BOXES, NMS, DECODING, REST) if name in seen[0]]
     return {name: 1000 * sorted(s[name] for s in seen)[len(seen) // 2] for name in names}
