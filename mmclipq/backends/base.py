@@ -6,7 +6,7 @@ import functools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.logging import print_log
@@ -161,7 +161,7 @@ class Backend(ABC):
             GraphError: naming the node, whatever library finds that its inputs do not fit.
         """
         if method is None:
-            return self._float_call(node, values)
+            return self._float_call(cast(ir.FloatCall, node), values)
         try:
             return method(node, *(values[name] for name in node.inputs))
         except ClipQError:

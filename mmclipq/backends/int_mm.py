@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,7 +78,7 @@ def _as_int8(x: Tensor) -> Tensor:
     return x if x.dtype == torch.int8 else x.bitwise_xor(128).view(torch.int8)
 
 
-def _patches(x: Tensor, kernel: tuple[int, int], node: ir.Conv) -> Tensor:
+def _patches(x: Tensor, kernel: Sequence[int], node: ir.Conv) -> Tensor:
     """What each result reads: views ``(N, rows, columns, *kernel, C)`` of ``(N, H, W, C)``."""
     far = [d * (k - 1) for d, k in zip(node.dilation, kernel, strict=True)]
     rows, columns = (
@@ -157,7 +158,7 @@ class IntMmBackend(ReferenceBackend):
             return self._epilogue(node, acc, residual)
         # The code that stands for zero pads, before the shift of uint8.
         x = padded(x, weight, node, self.types[node.x].offset).permute(0, 2, 3, 1).contiguous()
-        patches = _patches(_as_int8(x), tuple(weight.shape[2:]), node)
+        patches = _patches(_as_int8(x), weight.shape[2:], node)
         groups = patches.chunk(node.groups, -1)
         acc = x.new_empty(*patches.shape[:3], len(weight), dtype=torch.int32)
         parts = acc.chunk(node.groups, -1)

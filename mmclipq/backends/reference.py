@@ -145,5 +145,7 @@ class ReferenceBackend(Backend):
         return self._finish(node, v, residual)
 
     def _finish(self, node: ir.Product, v: Tensor, residual: Tensor | None) -> Tensor:
-        added = None if residual is None else self.values_of(node.residual, residual)
+        if residual is None or node.residual is None:
+            return finish(v, node, None)
+        added = self.values_of(node.residual, residual)
         return finish(v, node, added)

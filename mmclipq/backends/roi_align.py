@@ -159,11 +159,15 @@ def _average(level: Tensor, rois: Tensor, scale: float, node: RoIAlign) -> Tenso
                     (y_high, x_low, ly, hx),
                     (y_high, x_high, ly, lx),
                 )
-                sample = None
-                for row, column, of_row, of_column in corners:
-                    weight = of_row[:, :, None, None] * of_column[:, None, :, None]
-                    part = _corner(rows, first[which], row, column, width).mul_(weight)
-                    sample = part if sample is None else sample.add_(part)
+                parts = (
+                    _corner(rows, first[which], row, column, width).mul_(
+                        of_row[:, :, None, None] * of_column[:, None, :, None]
+                    )
+                    for row, column, of_row, of_column in corners
+                )
+                sample = next(parts)
+                for part in parts:
+                    sample.add_(part)
                 counts = y_counts[:, :, None, None] & x_counts[:, None, :, None]
                 total[which] += sample.masked_fill_(~counts, 0)
     count = (y.samples * x.samples).clamp(min=1).float()

@@ -9,7 +9,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -63,6 +63,9 @@ class Planned:
     spans: dict[str, tuple[int, int]]
 
 
+P = TypeVar('P', bound=Planned)
+
+
 def group(nodes: Sequence[ir.Node], in_python: set[str]) -> Iterator[tuple[bool, list[ir.Node]]]:
     """The nodes in an order that returns to Python as rarely as can be.
 
@@ -95,7 +98,7 @@ def rounded_up(count: int) -> int:
     return max(1, -(-count // unit)) * unit
 
 
-class CompiledBackend(ReferenceBackend):
+class CompiledBackend(ReferenceBackend, Generic[P]):
     """Codes are int8 and uint8 tensors ``(N, C, H, W)`` that lie with channels last in memory.
 
     Several Python threads may run one backend at once. What no step does at some shape, and float
@@ -110,7 +113,7 @@ class CompiledBackend(ReferenceBackend):
     def __init__(self, graph: ir.Int8Graph, *args: Any, **kwargs: Any) -> None:
         super().__init__(graph, *args, **kwargs)
         self._in_python = {node.name for node in graph.nodes if not self.has_step(node)}
-        self._kept_flat = frozenset(self._find_kept_flat())
+        self._kept_flat = dict(self._find_kept_flat())
         self._products = {
             node.name: self._product(node)
             for node in graph.products()
@@ -127,7 +130,7 @@ class CompiledBackend(ReferenceBackend):
     @abstractmethod
     def _planned_for(
         self, part: Part, shapes: tuple[torch.Size, ...], planes: frozenset[str], watched: bool
-    ) -> Planned:
+    ) -> P:
         """The part planned for inputs of ``shapes``.
 
         Args:
@@ -145,32 +148,34 @@ class CompiledBackend(ReferenceBackend):
     ) -> tuple[Any, ...]:
         """What every planner wants to know of the part."""
         inputs = dict(zip(part.inputs, shapes, strict=True))
-        whole = self.types, self.constants, self._products, self._kept_flat
+        whole = self.types, self.constants, self._products, frozenset(self._kept_flat)
         return part.nodes, part.outputs, *whole, inputs, planes
 
     @abstractmethod
     def _execute(
-        self, part: Part, planned: Planned, given: Sequence[Tensor], watch: Watch | None
+        self, part: Part, planned: P, given: Sequence[Tensor], watch: Watch | None
     ) -> Sequence[Tensor]:
         """Results in the order of the part's outputs; ``watch`` is handed to :meth:`_watch`."""
 
-    def _find_kept_flat(self) -> Iterator[str]:
-        """Flattened regions that only linear layers read, whose weights then follow the layout."""
+    def _find_kept_flat(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        """Flattened regions that only linear layers read, whose weights then follow the layout,
+        with the rows and columns of the regions."""
         outputs = {ref.name for ref in ir.iter_refs(self.graph.outputs)}
         for node in self.graph.nodes:
             if not isinstance(node, ir.Flatten) or node.name in outputs:
                 continue
             readers = [n for n in self.graph.nodes if node.name in n.inputs]
-            if isinstance(self._nodes[node.x], ir.RoIAlign) and all(
+            regions = self._nodes[node.x]
+            if isinstance(regions, ir.RoIAlign) and all(
                 isinstance(n, ir.Linear) and n.residual is None and n.name not in self._in_python
                 for n in readers
             ):
-                yield node.name
+                yield node.name, regions.output_size
 
     def _product(self, node: ir.Product) -> Layer:
         weight = self.constants[node.weight]
         if node.x in self._kept_flat:
-            size = self._nodes[self._nodes[node.x].x].output_size
+            size = self._kept_flat[node.x]
             weight = weight.unflatten(1, (-1, *size)).permute(0, 2, 3, 1).flatten(1)
         residual = None if node.residual is None else self.types[node.residual]
         multiplier, bias = self.constants[node.multiplier], self.constants[node.bias]
@@ -270,7 +275,8 @@ class CompiledBackend(ReferenceBackend):
             return tensor[: len(values[part.regions[name]])] if name in part.regions else tensor
 
         def watch(node: ir.Node, seen: Tensor) -> None:
-            observe(node, rows_of(node.name, self._in_order(node, seen)))
+            if observe is not None:
+                observe(node, rows_of(node.name, self._in_order(node, seen)))
 
         results = self._execute(part, planned, given, None if observe is None else watch)
         for name, result in zip(part.outputs, results, strict=True):
@@ -307,5 +313,5 @@ class CompiledBackend(ReferenceBackend):
         """``seen`` with channels first, where the program keeps them last in a flat tensor."""
         if node.name not in self._kept_flat:
             return seen
-        size = self._nodes[node.x].output_size
+        size = self._kept_flat[node.name]
         return seen.unflatten(1, (*size, -1)).permute(0, 3, 1, 2).flatten(1)

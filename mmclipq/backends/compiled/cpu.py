@@ -13,6 +13,7 @@ from torch import Tensor
 from ...graph import ir
 from ...ops.cpu.library import follow_torch_threads, why_unavailable
 from ...ops.cpu.products import Product
+from ...ops.cpu.program import CpuProgram
 from ...ops.program import memory_format
 from ..base import register_backend
 from .backend import CompiledBackend, Observe, Part, Planned, Watch
@@ -27,11 +28,12 @@ MAX_LATER_SHAPES = 32
 
 @dataclass
 class _CpuPlanned(Planned):
+    program: CpuProgram
     freed: bool
 
 
 @register_backend
-class CpuBackend(CompiledBackend):
+class CpuBackend(CompiledBackend[_CpuPlanned]):
     """Codes of the reference through oneDNN and operators of our own; threads are torch's.
 
     Raises:
@@ -57,7 +59,7 @@ class CpuBackend(CompiledBackend):
         return super().run(*inputs, observe=observe)
 
     def _execute(
-        self, part: Part, planned: Planned, given: Sequence[Tensor], watch: Watch | None
+        self, part: Part, planned: _CpuPlanned, given: Sequence[Tensor], watch: Watch | None
     ) -> Sequence[Tensor]:
         results = []
         for name in part.outputs:

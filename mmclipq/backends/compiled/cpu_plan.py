@@ -9,7 +9,7 @@ import torch
 from ...graph import ir
 from ...ops import steps
 from ...ops.cpu.program import CpuProgram
-from ...ops.program import Program, Slot
+from ...ops.program import Slot
 from .planner import Planner
 
 
@@ -21,13 +21,14 @@ class CpuPlanner(Planner):
         *args, **kwargs: Those of :class:`Planner`.
     """
 
+    program: CpuProgram
     to_any_channels = (*Planner.to_any_channels, ir.Conv)
 
     def __init__(self, *args: Any, freed: bool = False, **kwargs: Any) -> None:
         self._freed = freed
         super().__init__(*args, **kwargs)
 
-    def _new_program(self, externals: int) -> Program:
+    def _new_program(self, externals: int) -> CpuProgram:
         return CpuProgram(externals)
 
     def _fits(self, node: ir.Node, whole: ir.Concat, channel: int) -> bool:
@@ -40,7 +41,7 @@ class CpuPlanner(Planner):
         )
         slots = {'src': self.slots[node.x]}
         if node.residual is not None and compiled.holds_residual:
-            self._hold_residual(node)
+            self._hold_residual(node, node.residual)
         elif node.residual is not None:
             slots['residual'] = self.slots[node.residual]
         slots['dst'] = self._result(node)
@@ -49,9 +50,9 @@ class CpuPlanner(Planner):
             slots['scratchpad'] = Slot((compiled.scratchpad,), torch.uint8)
         self.program.add(step, slots, compiled)
 
-    def _hold_residual(self, node: ir.Product) -> None:
-        """Let the result's memory hold what the layer adds to."""
-        residual = self.slots[node.residual]
+    def _hold_residual(self, node: ir.Product, added: str) -> None:
+        """Let the result's memory hold ``added``, what the layer adds to."""
+        residual = self.slots[added]
         # Everything that lies there must have been read, this node's other input included.
         names = [name for name, slot in self.slots.items() if slot.owner is residual.owner]
         now = self._nodes.index(node)

@@ -53,7 +53,7 @@ _chosen: dict[tuple[Any, ...], Choice] = {}  # by device and kind of product, on
 
 
 @register_backend
-class CudaBackend(CompiledBackend):
+class CudaBackend(CompiledBackend[CudaPlanned]):
     """Codes of the reference on a GPU.
 
     Each shape of the input is planned once, in memory of its own. Its launches are recorded in a

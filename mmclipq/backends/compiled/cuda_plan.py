@@ -49,11 +49,11 @@ class CudaPlanner(Planner):
         self._library, self._gpu, self._device = library, gpu, device
         self.products: list[tuple[CudaProductStep, int, list[Choice]]] = []
         self.sums = self.counters = 0
-        self._read_in_place: set[str] = set()
+        self._read_in_place: dict[str, ir.Upsample] = {}
         super().__init__(*args)
         if not watched:
             self._read_in_place = {
-                node.name
+                node.name: node
                 for node in self._nodes
                 if isinstance(node, ir.Upsample) and self._is_only_added(node.name)
             }
@@ -105,7 +105,7 @@ class CudaPlanner(Planner):
         step.src_stride, step.dst_stride = x.stride, dst.stride
         step.wide_dst = _is_wide(dst)
         if node.residual is not None:
-            slots['residual'] = self._add_residual(node, step, kept)
+            slots['residual'] = self._add_residual(node.residual, step, kept)
         if not product.grouped:
             pixels = math.prod(self.shapes[node.name]) // product.outputs
             found = choices(
@@ -120,11 +120,10 @@ class CudaPlanner(Planner):
             slots |= {'sums': self._sums, 'counters': self._counters}
         self.program.add(step, slots, kept)
 
-    def _add_residual(self, node: ir.Product, step: CudaProductStep, kept: list[Any]) -> Slot:
-        """Let ``step`` add what ``node`` adds; returns the slot that it reads."""
-        name = node.residual
+    def _add_residual(self, name: str, step: CudaProductStep, kept: list[Any]) -> Slot:
+        """Let ``step`` add the tensor ``name``; returns the slot that it reads."""
         if name in self._read_in_place:
-            upsample = self._by_name[name]
+            upsample = self._read_in_place[name]
             name = upsample.x
             rows, columns = map(self._on_device, self._sources(upsample))
             kept += [rows, columns]

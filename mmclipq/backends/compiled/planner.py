@@ -300,7 +300,13 @@ class Planner(Shapes, ABC):
         )  # fmt: skip
         self.program.add(step, {'src': self.slots[node.x], 'dst': dst})
 
-    def _plan_upsample(self, node: ir.Upsample | ir.Slice) -> None:
+    def _plan_upsample(self, node: ir.Upsample) -> None:
+        self._pick(node)
+
+    def _plan_slice(self, node: ir.Slice) -> None:
+        self._pick(node)
+
+    def _pick(self, node: ir.Upsample | ir.Slice) -> None:
         (images, channels, height, width), dst = self.shapes[node.x], self._result(node)
         rows, columns = map(self._on_device, self._sources(node))
         step = steps.Upsample(
@@ -309,8 +315,6 @@ class Planner(Shapes, ABC):
             column_of=columns.data_ptr(),
         )  # fmt: skip
         self.program.add(step, {'src': self.slots[node.x], 'dst': dst}, (rows, columns))
-
-    _plan_slice = _plan_upsample
 
     def _plan_flatten(self, node: ir.Flatten) -> None:
         x, shape = self.slots[node.x], self.shapes[node.x]
@@ -350,7 +354,7 @@ def _as_image(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(shape) if len(shape) == 4 else (1, shape[-1], 1, math.prod(shape[:-1]))
 
 
-def _broadcast_strides(shape: Sequence[int], whole: Sequence[int]) -> tuple[int, int, int, int]:
+def _broadcast_strides(shape: Sequence[int], whole: Sequence[int]) -> tuple[int, ...]:
     """Items from one image, row, column and channel of ``whole`` to the next in ``shape``."""
     _, channels, height, width = shape
     strides = {0: height * width * channels, 2: width * channels, 3: channels, 1: 1}

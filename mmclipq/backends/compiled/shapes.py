@@ -84,6 +84,7 @@ class Shapes:
             # PyTorch's own rules, along one axis; float32 holds these numbers exactly.
             line = torch.arange(size, dtype=torch.float32).view(1, 1, -1, 1)
             if node.like is None:
+                assert node.scale is not None  # a graph has one of the two
                 line = F.interpolate(line, scale_factor=(node.scale[axis], 1.0), mode='nearest')
             else:
                 line = F.interpolate(line, (self.shapes[node.like][2 + axis], 1), mode='nearest')

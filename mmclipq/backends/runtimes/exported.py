@@ -21,7 +21,7 @@ from ..base import Backend
 
 def saturates() -> bool:
     """Whether int8 products are added in pairs of 16 bits here, as on x86 without VNNI."""
-    known = getattr(torch.cpu, 'get_capabilities', dict)()
+    known: dict[str, Any] = getattr(torch.cpu, 'get_capabilities', dict)()
     if known.get('architecture') != 'x86_64':
         return False
     return not any(known.get(name) for name in ('avx512_vnni', 'avx_vnni', 'amx_int8'))
@@ -75,8 +75,10 @@ class ExportedBackend(Backend):
         ranks = {name: x.ndim for name, x in feed.items()}
         key = tuple(ranks.values()), all_codes
         if key not in self._compiled:
-            options = dict(target=self.target, all_codes=all_codes, ranks=ranks)
-            self._compiled[key] = self.compile(graph_model(self.graph, self.islands, **options))
+            model = graph_model(
+                self.graph, self.islands, target=self.target, all_codes=all_codes, ranks=ranks
+            )
+            self._compiled[key] = self.compile(model)
         return self._compiled[key](feed)
 
     @torch.no_grad()
