@@ -49,6 +49,7 @@ def test_against(
             evaluator.process(runner.model.test_step(batch), batch)
     evaluator.evaluate(len(loop.dataloader.dataset))
     if is_main_process():
-        rows = [(d.name, d) for d in ap_differences(boxes.matches, tested)]
+        assert tested is not None
+        rows = [(d.name, d) for d in ap_differences(boxes.result(), tested)]
         print(difference_table('int8 against float', rows))
     return metrics

@@ -29,7 +29,8 @@ def ground_truth(infos: Iterable[Mapping[str, Any]], classes: Sequence[str]) -> 
 
     Objects to be ignored count as COCO's crowds do.
     """
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for info in infos:
         images.append({'id': info['img_id'], 'height': info['height'], 'width': info['width']})
         for instance in info['instances']:
@@ -57,7 +58,7 @@ class Detections(NamedTuple):
     @classmethod
     def of(cls, sample: Mapping[str, Any]) -> Detections:
         """Of a data sample with predictions, or the same as a dict."""
-        found = sample.get('pred_instances')
+        found: Any = sample.get('pred_instances')
         fields = (found[name].cpu().numpy() for name in ('bboxes', 'scores', 'labels'))
         return cls(sample.get('img_id'), *fields)
 
@@ -103,10 +104,15 @@ class MatchedBoxes(BaseMetric):
         if truth is None:
             infos = (dataset.get_data_info(index) for index in range(len(dataset)))
             truth = ground_truth(infos, dataset.metainfo['classes'])
-        metric = cls(truth, np.atleast_1d(found[0].iou_thrs) if found else None)
+        metric = cls(truth, np.atleast_1d(found[0].iou_thrs).tolist() if found else None)
         metric.dataset_meta = dataset.metainfo
         evaluator.metrics.append(metric)
         return metric
+
+    def result(self) -> Matches:
+        """:attr:`matches`, once the evaluator has ended, on the main process."""
+        assert self.matches is not None
+        return self.matches
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         for sample in data_samples:

@@ -16,6 +16,8 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
+from .._compat import as_detector
+from ..errors import ClipQError
 from .evaluate import Evaluation
 
 
@@ -90,13 +92,17 @@ def draw_side_by_side(
     rows = []
     for index in np.linspace(0, len(dataset) - 1, min(images, len(dataset))).astype(int):
         item = dataset[int(index)]
-        image = cv2.cvtColor(cv2.imread(item['data_samples'].img_path), cv2.COLOR_BGR2RGB)
+        file = item['data_samples'].img_path
+        read = cv2.imread(file)
+        if read is None:
+            raise ClipQError(f'{file}: found no readable image, wanted one OpenCV can decode')
+        image = cv2.cvtColor(read, cv2.COLOR_BGR2RGB)
         scale = height / image.shape[0]
         shown = cv2.resize(image, None, fx=scale, fy=scale)
         columns = []
         for title, detector in detectors:
             batch = {'inputs': [item['inputs']], 'data_samples': [item['data_samples']]}
-            (sample,) = detector.test_step(batch)
+            (sample,) = as_detector(detector).test_step(batch)
             instances = sample.pred_instances
             corner = instances.bboxes.new_tensor([shown.shape[1], shown.shape[0]] * 2)
             # A box that leaves the image would make the drawing smaller.

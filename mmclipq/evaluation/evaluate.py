@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -15,6 +14,7 @@ from mmengine.runner import Runner
 from torch import nn
 from tqdm import tqdm
 
+from .._compat import as_detector
 from .coco import MatchedBoxes
 from .matches import Matches
 
@@ -37,6 +37,11 @@ class Evaluation:
     milliseconds: float
     images: int
     matches: Matches | None = None
+
+    def matched(self) -> Matches:
+        """:attr:`matches` of an evaluation that was asked for them."""
+        assert self.matches is not None
+        return self.matches
 
     def _metric(self, names: tuple[str, ...]) -> float:
         for name in names:
@@ -78,7 +83,7 @@ def evaluate(
     images = 0
     for batch in tqdm(loader, desc=name, unit='batch'):
         start = time.perf_counter()
-        outputs: list[Any] = detector.test_step(batch)
+        outputs = as_detector(detector).test_step(batch)
         times.append((time.perf_counter() - start) / len(outputs))
         images += len(outputs)
         evaluator.process(data_samples=outputs, data_batch=batch)

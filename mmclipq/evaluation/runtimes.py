@@ -13,9 +13,11 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from .._compat import as_detector
 from ..apis.export_file import exportable_graphs
 from ..apis.quantize_model import preprocessed
 from ..backends import Backend, build_backend
+from ..backends.runtimes.exported import ExportedBackend
 from ..detector import Int8Parts
 from ..exporters.onnx_file import graph_model
 from ..exporters.qdq import leaves_by_name
@@ -179,7 +181,7 @@ def compare_runtime(
         other = build_backend(runtime, graph, detector)
         alone = build_backend(runtime, isolated(graph), detector)
         watched.append(_Watched(reference, other, alone, report))
-        if runtime not in _LAYERS:
+        if not isinstance(other, ExportedBackend):
             continue
         model = graph_model(graph, detector, target=other.target)
         integer, left = _LAYERS[runtime](model, [node.name for node in graph.products()])
@@ -199,7 +201,7 @@ def compare_runtime(
             patches.enter_context(mock.patch.object(detector.roi_head, 'int8_boxes', boxes))
         for images, samples in preprocessed(detector, batches):
             report.images += len(images)
-            detector.predict(images, samples)
+            as_detector(detector).predict(images, samples)
     return report
 
 
@@ -235,7 +237,7 @@ def openvino_layers(model: Any, layers: Iterable[str]) -> tuple[list[str], dict[
     from ..backends.runtimes.openvino import compiled
     from ..exporters.openvino_ir import convert
 
-    kinds = {}
+    kinds: dict[str, str] = {}
     for op in compiled(convert(model), integers=True).get_runtime_model().get_ordered_ops():
         info = op.get_rt_info()
         kind = info['layerType'].astype(str)

@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .._compat import as_detector
 from ..apis.quantize_model import cannot_be_negative, preprocessed
 from ..backends import build_backend
 from ..detector import Int8Parts, executing
+from ..errors import ClipQError
 from ..lowering.capture import capture, evaluating
 from ..lowering.rounded import CodeDifference, RoundedExecution, compare_with_graph
 
@@ -69,9 +71,15 @@ def _add(sums: dict[str, CodeDifference], found: Mapping[str, CodeDifference]) -
 
 
 def rounded_executions(model: nn.Module, parts: Int8Parts) -> list[RoundedExecution]:
-    """The prepared float ``model``, part by part, with the rounding of the graphs made from it."""
+    """The prepared float ``model``, part by part, with the rounding of the graphs made from it.
+
+    Raises:
+        ClipQError: if the features are no graph.
+    """
+    if parts.graph is None:
+        raise ClipQError('found features that the detector computes in its own way, wanted a graph')
     traced = capture(model)
-    non_negative = cannot_be_negative(model.data_preprocessor)
+    non_negative = cannot_be_negative(as_detector(model).data_preprocessor)
     dense = RoundedExecution(traced.module, parts.graph, non_negative, traced.levels)
     boxes = zip(traced.boxes, parts.boxes, strict=True)
     return [dense, *(RoundedExecution(module, graph) for module, graph in boxes)]
@@ -129,5 +137,5 @@ def verify(model: nn.Module, parts: Int8Parts, batches: Iterable[Any]) -> Verifi
             dense.run(images)
             continue
         with evaluating(model), executing(model, parts.head, dense, boxes, parts.feature_exponents):
-            model.predict(images, samples)
+            as_detector(model).predict(images, samples)
     return result

@@ -9,7 +9,7 @@ from torch import nn
 
 from mmclipq.errors import ClipQError
 from mmclipq.evaluation.coverage.fresh import (
-    annotations,
+    annotated,
     fixed_size,
     fresh_detector,
     number_of_classes,
@@ -68,7 +68,7 @@ def test_config_tells_what_images_must_have(name, size, classes, wanted):
     cfg = trial_config(str(CONFIGS / name))
     assert fixed_size(cfg) == size
     assert number_of_classes(cfg) == classes
-    assert tuple(annotations(cfg).values()) == wanted
+    assert tuple(annotated(cfg).values()) == wanted
 
 
 def test_trial_config_needs_no_download_and_keeps_few_boxes():

@@ -36,13 +36,14 @@ class Look:
     def at(cls, pixels: Tensor) -> Look:
         """Of an image ``(C, H, W)``, uint8 or float."""
         values = pixels.float()
+        height, width = pixels.shape[1:]
         colour = (values - values.mean(0)).abs().mean() if len(values) > 1 else values.new_zeros(())
         return cls(
             hashlib.sha256(pixels.contiguous().numpy(force=True).tobytes()).hexdigest(),
             float(values.mean()),
             float(values.flatten(1).std(1).mean()),
             float(colour),
-            tuple(pixels.shape[1:]),
+            (height, width),
         )
 
 

@@ -61,7 +61,9 @@ def misfit(real: Statistics, assumed: Statistics, eps: float) -> Misfit:
 
 
 def running(norm: _BatchNorm) -> Statistics:
-    """The statistics that the checkpoint holds."""
+    """The statistics that the checkpoint holds, of one of :func:`tracked_norms`."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     return Statistics(norm.running_mean.double().cpu(), norm.running_var.double().cpu())
 
 

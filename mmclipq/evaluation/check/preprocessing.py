@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import nn
@@ -31,7 +32,7 @@ class Preprocessing:
     @property
     def settings(self) -> str:
         """As a config says it."""
-        if self.mean is None:
+        if self.mean is None or self.std is None:
             return f'mean=None, std=None, bgr_to_rgb={self.reverse}'
         mean, std = ([round(value, 3) for value in part] for part in (self.mean, self.std))
         return f'mean={mean}, std={std}, bgr_to_rgb={self.reverse}'
@@ -51,8 +52,8 @@ def of_preprocessor(preprocessor: nn.Module) -> Preprocessing:
     """What a detector's data preprocessor does."""
     mean = std = None
     if getattr(preprocessor, '_enable_normalize', False):
-        mean = tuple(preprocessor.mean.flatten().tolist())
-        std = tuple(preprocessor.std.flatten().tolist())
+        mean = tuple(preprocessor.get_buffer('mean').flatten().tolist())
+        std = tuple(preprocessor.get_buffer('std').flatten().tolist())
     reverse = bool(getattr(preprocessor, '_channel_conversion', False))
     return Preprocessing("the config's", reverse, mean, std)
 
@@ -96,10 +97,12 @@ def preprocessing(preprocessor: nn.Module, wanted: Preprocessing) -> Iterator[No
     names = ('_enable_normalize', '_channel_conversion')
     state = {name: getattr(preprocessor, name) for name in names}
     buffers = {name: preprocessor._buffers.get(name) for name in ('mean', 'std')}
-    preprocessor._channel_conversion = wanted.reverse
-    preprocessor._enable_normalize = wanted.mean is not None
+    device = cast(torch.device, preprocessor.device)
+    vars(preprocessor).update(
+        _channel_conversion=wanted.reverse, _enable_normalize=wanted.mean is not None
+    )
     for name in buffers if wanted.mean is not None else ():
-        values = torch.tensor(getattr(wanted, name), device=preprocessor.device).view(-1, 1, 1)
+        values = torch.tensor(getattr(wanted, name), device=device).view(-1, 1, 1)
         preprocessor._buffers[name] = values
     try:
         yield

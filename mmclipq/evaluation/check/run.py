@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..._compat import as_detector
 from ...apis.calibration_data import config_batches, folder_batches, with_instances
 from ...apis.quantize_checkpoint import DEFAULT_IMAGES, load_for_quantization
 from ...lowering.capture import evaluating
@@ -96,7 +97,7 @@ class _Check:
             for batch in batches:
                 recorder.next_batch()
                 try:
-                    self.model.test_step(copy.deepcopy(batch))
+                    as_detector(self.model).test_step(copy.deepcopy(batch))
                 except _Enough:
                     continue
         return float(np.mean([self._misfit(recorder, name).mean for name in recorder.names]))
@@ -110,7 +111,7 @@ class _Check:
 
         A better one than the config's is a finding.
         """
-        given = of_preprocessor(self.model.data_preprocessor)
+        given = of_preprocessor(as_detector(self.model).data_preprocessor)
         if not given.is_possible():
             self.report.findings.append(
                 f'data_preprocessor: found {given.settings}, wanted standard deviations above 0'
@@ -123,7 +124,7 @@ class _Check:
             return given
         fits = {given: self.first_norms(seen.kept, names)}
         for other in alternatives(given):
-            with preprocessing(self.model.data_preprocessor, other):
+            with preprocessing(as_detector(self.model).data_preprocessor, other):
                 fits[other] = self.first_norms(seen.kept, names)
         best = min(fits, key=fits.__getitem__)
         was, now = fits[given], fits[best]
@@ -153,7 +154,7 @@ class _Check:
                 batch = seen.kept[start : start + size]
                 together = {key: [b[key][0] for b in batch] for key in batch[0]}
                 recorder.next_batch()
-                self.model.test_step(copy.deepcopy(together))
+                as_detector(self.model).test_step(copy.deepcopy(together))
         checked = [name for name in recorder.names if name not in frozen]
         if not checked:
             why = 'training leaves them as they are' if frozen else 'the detector has none'
@@ -189,7 +190,7 @@ class _Check:
         metric = MatchedBoxes(ground_truth(seen.infos, classes), sizes=False)
         metric.dataset_meta = {'classes': classes}
         metric.compute_metrics(seen.found)
-        return average_precision(metric.matches)['AP']
+        return average_precision(metric.result())['AP']
 
     def compare(self, seen: Seen, tested: Seen) -> bool:
         """Whether calibration and test images are alike, which the report says, too."""
@@ -274,19 +275,19 @@ def check_checkpoint(
     if report.findings:
         report.facts.append('nothing else was checked, for want of images to check it with')
         return report
-    given = of_preprocessor(model.data_preprocessor)
+    given = of_preprocessor(as_detector(model).data_preprocessor)
     enough = len(seen.looks) >= LEAST_IMAGES
     if not enough:
         report.facts.append(
             f'normalization and batch norm: not checked, {len(seen.looks)} images are too few'
         )
     best = check.preprocessing(seen) if enough else given
-    with preprocessing(model.data_preprocessor, best):
+    with preprocessing(as_detector(model).data_preprocessor, best):
         again = seen if best == given else look(check.model, check.norms, seen.kept)
         tested = check.test_images(cfg)
         alike = tested is None or check.compare(again, tested)
         if enough:
-            check.stale(again if alike else tested)
+            check.stale(again if alike or tested is None else tested)
     ap = check.accuracy(seen)
     if ap is None:
         report.facts.append('AP of float: not measured, the images have no annotations')

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..._compat import as_detector
 from ...lowering.capture import evaluating
 from ..coco import Detections
 from .images import Look
@@ -57,7 +58,7 @@ def look(model: nn.Module, norms: Mapping[str, _BatchNorm], batches: Iterable[An
             seen.looks.append(Look.at(pixels))
             seen.norms.next_batch()
             seen.norms.add(PIXELS, pixels[None].float())
-            (sample,) = model.test_step(copy.deepcopy(batch))
+            (sample,) = as_detector(model).test_step(copy.deepcopy(batch))
             if len(seen.kept) < KEPT:
                 seen.kept.append(batch)
             # Data sets may share identifiers.

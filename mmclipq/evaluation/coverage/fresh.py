@@ -13,6 +13,7 @@ from mmengine.logging import MMLogger
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..._compat import as_detector
 from ...apis import build_detector
 from ...apis.quantize_model import preprocessed
 from ...errors import ClipQError
@@ -107,7 +108,7 @@ def number_of_classes(cfg: Config) -> int:
     return min((count for count in counts if isinstance(count, int) and count > 0), default=1)
 
 
-def annotations(cfg: Config) -> dict[str, bool]:
+def annotated(cfg: Config) -> dict[str, bool]:
     """Whether the training pipeline loads masks and semantic maps, as :func:`synthetic_batch` asks.
 
     A config without training data gets both.
@@ -148,7 +149,7 @@ def _settle(model: nn.Module, batch: Mapping[str, Any], generator: torch.Generat
     predicted = False
     with suppress(Exception):  # a stage of its own says why
         for images, samples in preprocessed(model, [batch]):
-            model.predict(images, samples)
+            as_detector(model).predict(images, samples)
         predicted = True
     for layer, value in zip(norms, momentum, strict=True):
         layer.momentum = value

@@ -41,6 +41,13 @@ def _matrix(module: nn.Module) -> Tensor | None:
     return own if own is not None and own.dim() > 1 else None
 
 
+def _watched(module: nn.Module) -> Tensor:
+    """:func:`_matrix` of a module that has one, as all have whose calls are counted."""
+    weight = _matrix(module)
+    assert weight is not None
+    return weight
+
+
 class Work(TorchDispatchMode):
     """Counts multiply-adds inside, and finds the weights of the layers that run.
 
@@ -86,8 +93,9 @@ class Work(TorchDispatchMode):
     def _enter(self, module: nn.Module, args: Any) -> None:
         self._inside += 1
         # Rows of a packed weight are another tensor each time.
-        owner = module if isinstance(module, Projection) else module.weight
-        self.weights[id(owner)] = module.weight.numel()
+        weight = _watched(module)
+        owner = module if isinstance(module, Projection) else weight
+        self.weights[id(owner)] = weight.numel()
 
     def _leave(self, module: nn.Module, args: Any, out: Any) -> None:
         self._inside -= 1
@@ -95,7 +103,7 @@ class Work(TorchDispatchMode):
         positions = args[0] if transposed else out
         # Some layers give several tensors, one for each dilation, say.
         count = sum(tensor.numel() for tensor in leaves(positions))
-        self.of_layers += count * module.weight[0].numel()
+        self.of_layers += count * _watched(module)[0].numel()
 
 
 class Choices(TorchFunctionMode):
@@ -241,7 +249,8 @@ def executions(kind: type[Backend]) -> Iterator[list[Execution]]:
     and the outputs are those of the unwatched run.
     """
     found: list[Execution] = []
-    run, watching = kind.run, []
+    run = kind.run
+    watching: list[Backend] = []
 
     def watched(self: Backend, *inputs: Tensor, observe: Any = None) -> Any:
         if watching or observe is not None:

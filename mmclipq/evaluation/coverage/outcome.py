@@ -112,4 +112,5 @@ class Outcome:
     def from_dict(cls, found: dict[str, Any]) -> Outcome:
         """Inverse of :meth:`as_dict`, also after JSON has made lists of tuples."""
         pairs = ('weights', 'operations', 'codes', 'milliseconds')
-        return cls(**{k: tuple(v) if k in pairs and v else v for k, v in found.items()})
+        fields: dict[str, Any] = {k: tuple(v) if k in pairs and v else v for k, v in found.items()}
+        return cls(**fields)

@@ -14,13 +14,14 @@ import torch
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
+from ..._compat import as_detector
 from ...apis import load_int8, quantize, save_int8
 from ...apis.quantize_model import preprocessed
 from ...backends.base import backend_class
 from ...errors import ClipQError
 from ...fixed_point import EXPONENT_MAX
 from ...prepare import prepare_model
-from .fresh import annotations, fixed_size, fresh_detector, number_of_classes, trial_config
+from .fresh import annotated, fixed_size, fresh_detector, number_of_classes, trial_config
 from .measure import (
     Choices,
     Execution,
@@ -100,9 +101,9 @@ def training_step(
     for key in ('epoch', 'iter'):  # a runner tells the heads whose losses change with time
         hub.update_info(key, 0)
     model.train()
-    data = model.data_preprocessor(copy.deepcopy(batch), True)
+    data = as_detector(model).data_preprocessor(copy.deepcopy(batch), True)
     losses = model(**data, mode='loss')
-    total, _ = model.parse_losses(losses)
+    total, _ = as_detector(model).parse_losses(losses)
     total.backward()
     gradients = {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
     found = {
@@ -154,10 +155,9 @@ class Trial:
         return self.outcome
 
     def _batch(self, count: int, seed: int) -> Batch:
+        assert self.outcome.size is not None  # set before any batch is made
         seed += self.settings.seed
-        return synthetic_batch(
-            self.outcome.size, self.classes, count, seed, **annotations(self.cfg)
-        )
+        return synthetic_batch(self.outcome.size, self.classes, count, seed, **annotated(self.cfg))
 
     def _batches(self, count: int, seed: int) -> list[Batch]:
         """Batches of one image each."""
@@ -182,7 +182,9 @@ class Trial:
 
     def _predictions(self, detector: nn.Module) -> list[Any]:
         with torch.no_grad():
-            return [detector.test_step(copy.deepcopy(batch))[0] for batch in self.images]
+            return [
+                as_detector(detector).test_step(copy.deepcopy(batch))[0] for batch in self.images
+            ]
 
     def _stock_step(self) -> None:
         model = copy.deepcopy(self.model)
@@ -196,7 +198,7 @@ class Trial:
         """What ``detector`` computes in float to predict on the first image."""
         images, samples = next(preprocessed(detector, self.images[:1]))
         with torch.no_grad(), Work(detector) as work:
-            detector.predict(images, samples)
+            as_detector(detector).predict(images, samples)
         return work
 
     def _step(self) -> None:

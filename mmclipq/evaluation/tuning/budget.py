@@ -15,6 +15,7 @@ from ...apis.quantize_model import CalibrationSession, Quantized
 from ...calibration.options import CalibrationOptions
 from ...detector import to_int8
 from ...errors import ClipQError
+from ...layers import ClipMixin
 from ..coco import Detections
 from ..interval import Difference, ap_differences
 from .held_out import HeldOut
@@ -98,6 +99,7 @@ def int8_detector(
     model = copy.deepcopy(session.model)
     for path in left:
         layer = model.get_submodule(path)
+        assert isinstance(layer, ClipMixin)  # only those are in graphs
         layer.input_exponent = layer.weight_exponent = None
     return to_int8(model, quantized, device=device)
 

@@ -107,7 +107,7 @@ def compare_calibrations(
         check_way(way)
     detector = build_detector(cfg.model)
     load_float_checkpoint(detector, checkpoint)
-    wanted = evaluate(detector, cfg, 'float', matched=True).matches
+    wanted = evaluate(detector, cfg, 'float', matched=True).matched()
     for draw in range(draws):
         sessions: dict[bool, CalibrationSession] = {}
         for way in ways:
@@ -116,7 +116,7 @@ def compare_calibrations(
                 sessions[paper] = _session(cfg, checkpoint, PAPER if paper else {}, draw,
                                            calib_images)  # fmt: skip
             with _detector(sessions[paper], way) as int8:
-                found = evaluate(int8, cfg, way, matched=True).matches
+                found = evaluate(int8, cfg, way, matched=True).matched()
             yield Row(way, draw, ap_differences(wanted, found)[0])
 
 

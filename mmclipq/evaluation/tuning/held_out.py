@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..._compat import as_detector
 from ...errors import ClipQError
 from ...lowering.capture import evaluating
 from ..coco import Detections, MatchedBoxes, ground_truth
@@ -76,13 +77,14 @@ class HeldOut:
             for index, batch in enumerate(
                 tqdm(batches, desc=title, unit='image', disable=not title, leave=False)
             ):
-                data = self.model.data_preprocessor(copy.deepcopy(batch), False)
+                data = as_detector(self.model).data_preprocessor(copy.deepcopy(batch), False)
                 (sample,) = predict(data['inputs'], data['data_samples'])
                 results.append(Detections.of(sample)._replace(image=index))
         return results
 
     def matches(self, found: Sequence[Detections]) -> Matches:
-        """Which detection found which object."""
+        """Which detection found which object, in images that :meth:`check` has passed."""
+        assert self.infos is not None
         labels = [i['bbox_label'] for info in self.infos for i in info['instances']]
         labels += [int(label) for item in found for label in item.labels]
         labels.append(self._classes() - 1)
@@ -90,7 +92,7 @@ class HeldOut:
         metric = MatchedBoxes(ground_truth(self.infos, classes), sizes=False)
         metric.dataset_meta = {'classes': classes}
         metric.compute_metrics(list(found))
-        return metric.matches
+        return metric.result()
 
     def _classes(self) -> int:
         heads = (getattr(self.model, name, None) for name in ('bbox_head', 'roi_head'))

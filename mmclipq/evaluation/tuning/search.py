@@ -98,8 +98,9 @@ class _Trials:
 
     def move_to(self, position: int) -> None:
         """Settle the dense part up to a step, which is not run yet."""
-        for env in self.kept:
-            self.dense.advance(env, self.position, position)
+        if self.dense is not None:
+            for env in self.kept:
+                self.dense.advance(env, self.position, position)
         self.position = position
 
     def distances(
@@ -193,6 +194,7 @@ def search_ranges(
             elif trials.dense is not None:
                 trials.move_to(len(trials.dense.order) - 1)
             kind = simulation.types[group.units[0]]
+            assert kind.exponent is not None  # of codes
             now = CodeRange(kind.exponent, kind.signed, kind.offset)
             key = f'range {name}: {group.key}'
             if key not in progress:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ def layers_of(session: CalibrationSession) -> dict[str, list[tuple[str, str]]]:
     found: dict[str, list[tuple[str, str]]] = {}
     for name, part in session.parts.items():
         for node, unit in part.simulation().layers.items():
-            found.setdefault(unit.start.target, []).append((name, node))
+            found.setdefault(unit.target, []).append((name, node))
     return found
 
 
@@ -108,12 +108,13 @@ def layer_sensitivities(
                 found[layer].append(_read(index, record['layers'][layer]))
     known = held_out.infos is not None and batches == len(held_out)
     best = held_out.ap(wanted) if known else float('nan')
+    weights = {layer: session.model.get_submodule(layer).weight for layer in layers}
     results = [
         LayerSensitivity(
             layer,
             distance(found[layer], wanted),
             best - held_out.ap(found[layer]) if known else float('nan'),
-            session.model.get_submodule(layer).weight.numel(),
+            cast(Tensor, weights[layer]).numel(),
         )
         for layer in layers
     ]
@@ -149,8 +150,9 @@ def _of_image(
             for name, simulation in simulations.items():
                 simulation.only = {node for part, node in calls if part == name}
             if suffix is not None:
+                dense = {node for part, node in calls if part == 'dense'}
                 nodes = suffix.simulation.module.graph.nodes
-                suffix.changed = [n for n in nodes if n.name in suffix.simulation.only]
+                suffix.changed = [n for n in nodes if n.name in dense]
             record['layers'][layer] = _written(one.found(predict)[0])
             bar.update()
     return record
