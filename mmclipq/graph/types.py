@@ -39,6 +39,13 @@ class TensorType:
         return self.exponent is not None
 
     @property
+    def range_exponent(self) -> int:
+        """Exponent of the range of codes."""
+        if self.exponent is None:
+            raise GraphError('found float32 values, wanted codes, which alone have a range')
+        return self.exponent
+
+    @property
     def step_exponent(self) -> int:
         """Exponent of the step between two codes."""
         if self.exponent is None:

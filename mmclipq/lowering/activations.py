@@ -49,8 +49,8 @@ def of_module(module: nn.Module) -> Activation | None:
 
 def of_call(node: fx.Node) -> Activation | None:
     """The activation that a call of a function or method computes; None if it is none."""
-    options = dict(node.kwargs)
-    second = node.args[1] if len(node.args) > 1 else None
+    options: dict[str, Any] = dict(node.kwargs)
+    second: Any = node.args[1] if len(node.args) > 1 else None
     if node.target is F.leaky_relu:
         slope = options.get('negative_slope', 0.01 if second is None else second)
         return {'activation': 'leaky_relu', 'slope': float(slope)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from ..graph.signature import input_name, join_call, split_call
 from .agreement import same_results
+from .nodes import name_of
 from .tracer import REASON, CaptureError, evaluating, sentence, trace
 
 __all__ = [
@@ -52,6 +53,9 @@ class DensePart(nn.Module):
         CaptureError: if the detector computes its features in its own way.
     """
 
+    backbone: nn.Module
+    neck: nn.Module
+
     def __init__(self, detector: nn.Module, head: str | None) -> None:
         super().__init__()
         if getattr(type(detector), 'extract_feat', None) not in _STOCK_EXTRACTORS:
@@ -59,9 +63,9 @@ class DensePart(nn.Module):
                 f'{type(detector).__name__}: found its own extract_feat, wanted a detector whose '
                 'features are those of backbone and neck; int8 does not cover it'
             )
-        self.backbone = detector.backbone
+        self.backbone = detector.get_submodule('backbone')
         if detector.with_neck:
-            self.neck = detector.neck
+            self.neck = detector.get_submodule('neck')
         self.head_name = head
         if head is not None:
             setattr(self, head, getattr(detector, head))
@@ -91,13 +95,15 @@ class BoxPart(nn.Module):
         stage: Number of the cascade's stage, or None for a head of one stage.
     """
 
+    roi_head: StandardRoIHead
+
     def __init__(self, detector: nn.Module, stage: int | None) -> None:
         super().__init__()
         self.roi_head = detector.roi_head
         self.stage = stage
 
     def _of_stage(self, modules: nn.Module) -> nn.Module:
-        return modules if self.stage is None else modules[self.stage]
+        return modules if self.stage is None else cast(nn.ModuleList, modules)[self.stage]
 
     @property
     def extractor(self) -> BaseRoIExtractor:
@@ -138,7 +144,7 @@ class Captured:
 
 def called_layers(module: fx.GraphModule) -> list[str]:
     """Paths of the layers that a traced part calls, in order, one for each call."""
-    return [node.target for node in module.graph.nodes if node.op == 'call_module']
+    return [name_of(node) for node in module.graph.nodes if node.op == 'call_module']
 
 
 def dense_head_name(detector: nn.Module) -> str | None:
@@ -157,7 +163,7 @@ def capture_boxes(detector: nn.Module) -> tuple[fx.GraphModule, ...]:
     Raises:
         CaptureError: if the RoI head runs its boxes in its own way, or cannot be traced.
     """
-    roi_head = detector.roi_head
+    roi_head: StandardRoIHead = detector.roi_head
     if getattr(type(roi_head), '_bbox_forward', None) not in _STOCK_BOX_FORWARDS:
         raise CaptureError(
             f'{type(roi_head).__name__}: found its own way from regions to boxes, wanted that of '
@@ -195,21 +201,21 @@ def capture(detector: nn.Module, image: Tensor | None = None) -> Captured:
         CaptureError: if the detector computes its features in its own way, or if the trace gives
             other results than the detector.
     """
-    given = image is not None
-    if not given:
-        image = next(detector.parameters()).new_zeros(1, 3, *EXAMPLE_SIZE)
+    example = image
+    if example is None:
+        example = next(detector.parameters()).new_zeros(1, 3, *EXAMPLE_SIZE)
     head = dense_head_name(detector)
     left_out: dict[str, str] = {}
     module = None
     if head is None:
         left_out['dense head'] = f'{type(detector).__name__} has no dense head'
     else:
-        module = trace(DensePart(detector, head), ['image'], [image])
+        module = trace(DensePart(detector, head), ['image'], [example])
         reason = next((n.meta.get(REASON) for n in module.graph.nodes if n.target == head), None)
         if reason is not None:
             left_out['dense head'], head, module = f'{head}: {reason}', None, None
-    module = module or trace(DensePart(detector, None), ['image'], [image])
-    if given:
+    module = module or trace(DensePart(detector, None), ['image'], [example])
+    if image is not None:
         _check(DensePart(detector, head), module, image)
     captured = Captured(module, head, left_out)
     if hasattr(detector, 'roi_head'):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, fx
+from torch.fx.node import Target
 
 from ..layers import ClipMixin
 from .tracer import Watched, plain
@@ -15,12 +16,15 @@ from .tracer import Watched, plain
 class Execution(fx.Interpreter):
     """Runs a traced part in float; subclasses look at its tensors or change them."""
 
+    module: fx.GraphModule
+
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         # It would add lines of its own to the one sentence of an error.
         self.extra_traceback = False
 
-    def call_module(self, target: str, args: Any, kwargs: Any) -> Any:
+    def call_module(self, target: Target, args: Any, kwargs: Any) -> Any:
+        assert isinstance(target, str)
         module = self.fetch_attr(target)
         args, kwargs = plain(args), plain(kwargs)
         if isinstance(module.forward, Watched) and next(module.children(), None) is None:

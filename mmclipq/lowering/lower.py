@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from .. import fixed_point as fp
 from ..graph import ir, islands
-from ..layers import ClipConvAdaptive
+from ..layers import ClipConv, ClipConvAdaptive, ClipConvTranspose
 from . import patterns
+from .nodes import name_of, tensor
 from .norms import fold_norm, norm_factors
 from .plan import NORMS, PRODUCTS, Plan, Unit
 from .ranges import bounded
@@ -57,7 +58,7 @@ class Emitter:
         name, kind = unit.path, self.types[unit]
         if self.is_float(unit):
             name = self.emit(ir.Quantize(f'{unit.path}.codes', kind, unit.path))
-        if bound is None or bound >= kind.exponent:
+        if bound is None or bound >= kind.range_exponent:
             return name
         clipped = bounded(kind, bound)
         return self.emit(ir.Requantize(f'{unit.path}.clip{bound}', clipped, name))
@@ -83,32 +84,31 @@ class Emitter:
             elif unit.kind in NORMS:
                 self.emit(self.norm(unit))
             elif unit.kind == 'concat':
-                codes = tuple(self.codes(operand) for operand in unit.operands)
-                self.emit(ir.Concat(unit.path, self.types[unit], codes))
+                tensors = tuple(self.codes(operand) for operand in unit.operands)
+                self.emit(ir.Concat(unit.path, self.types[unit], tensors))
             elif unit.kind == 'max_pool':
-                codes = self.codes(unit.operands[0])
-                self.emit(ir.MaxPool(unit.path, self.types[unit], codes, **unit.options))
+                x = self.codes(unit.operands[0])
+                self.emit(ir.MaxPool(unit.path, self.types[unit], x, **unit.options))
             elif unit.kind == 'slice':
-                codes = self.codes(unit.operands[0])
-                self.emit(ir.Slice(unit.path, self.types[unit], codes, **unit.options))
+                x = self.codes(unit.operands[0])
+                self.emit(ir.Slice(unit.path, self.types[unit], x, **unit.options))
             elif unit.kind == 'flatten':
                 self.emit(ir.Flatten(unit.path, self.types[unit], self.codes(unit.operands[0])))
             elif unit.kind == 'roi_align':
+                assert unit.beside is not None  # the regions
                 levels = tuple(self.codes(operand) for operand in unit.operands)
                 rois = self.values(unit.beside)
                 self.emit(ir.RoIAlign(unit.path, self.types[unit], levels, rois, **unit.options))
             else:
-                codes = self.codes(unit.operands[0])
+                x = self.codes(unit.operands[0])
                 like = None if unit.beside is None else unit.beside.path
-                self.emit(
-                    ir.Upsample(unit.path, self.types[unit], codes, like=like, **unit.options)
-                )
+                self.emit(ir.Upsample(unit.path, self.types[unit], x, like=like, **unit.options))
         outputs = self.outputs()  # may emit nodes
         return ir.Int8Graph(tuple(self.nodes), outputs, self.constants)
 
     def outputs(self) -> Any:
         """The outputs as values, except the levels that RoIAlign reads as codes."""
-        tree = self.plan.output.args[0]
+        tree: Any = self.plan.output.args[0]
         if not self.plan.levels:
             return self.arguments(tree)
         levels = tuple(ir.Ref(self.codes(unit)) for unit in self.plan.levels)
@@ -116,7 +116,7 @@ class Emitter:
         return {**others, 'features': levels + others['features']}
 
     def product(self, unit: Unit) -> ir.Product:
-        layer, path = unit.layer, unit.start.target
+        layer, path = unit.clipped, unit.target
         weight_key, exponents_key = f'{path}.weight', f'{path}.weight_exponents'
         if weight_key not in self.constants:
             self.constants[weight_key], exponents = self.weights.of(unit)
@@ -138,12 +138,13 @@ class Emitter:
         fields = {'x': x, 'residual': residual, **keys, **unit.options}
         if unit.kind == 'linear':
             return ir.Linear(unit.path, self.type(unit), **fields)
+        assert isinstance(layer, (ClipConv, ClipConvTranspose))
         fields |= {
             'stride': tuple(layer.stride),
             'dilation': tuple(layer.dilation),
             'groups': layer.groups,
         }
-        if unit.kind == 'conv_transpose':
+        if isinstance(layer, ClipConvTranspose):
             fields |= {
                 'padding': tuple(layer.padding),
                 'output_padding': tuple(layer.output_padding),
@@ -152,36 +153,38 @@ class Emitter:
         if isinstance(layer, ClipConvAdaptive):
             return ir.Conv(unit.path, self.type(unit), **fields, covering=True)
         padding = patterns.same_padding(layer)
+        assert padding is not None  # a layer that pads otherwise is no product
         return ir.Conv(unit.path, self.type(unit), **fields, padding=padding)
 
     def norm(self, unit: Unit) -> ir.Affine | ir.Normalize:
         """The node of a norm that is fused to no product."""
         norm, x = unit.norm, self.codes(unit.operands[0])
-        if unit.kind == 'affine':
+        assert norm is not None
+        if isinstance(norm, (nn.GroupNorm, nn.LayerNorm)):
+            keys = {'weight': f'{unit.target}.weight', 'bias': f'{unit.target}.bias'}
+            channels = (
+                norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.normalized_shape[0]
+            )
+            values = [
+                torch.full((channels,), 1.0 - index) if value is None else value.detach().cpu()
+                for index, value in enumerate((norm.weight, norm.bias))
+            ]
+        else:
             scale, shift = norm_factors(norm)
             step = math.ldexp(1.0, self.types[unit.operands[0]].step_exponent)
             keys = {'multiplier': f'{unit.path}.multiplier', 'bias': f'{unit.path}.bias'}
-            values = (scale * step).float(), shift.float()
-        else:
-            path = unit.start.target
-            keys = {'weight': f'{path}.weight', 'bias': f'{path}.bias'}
-            channels = norm.num_channels if unit.kind == 'group_norm' else norm.normalized_shape[0]
-            given = norm.weight, norm.bias
-            values = tuple(
-                torch.full((channels,), 1.0 - index) if value is None else value.detach().cpu()
-                for index, value in enumerate(given)
-            )
+            values = [(scale * step).float(), shift.float()]
         for key, value in zip(keys.values(), values, strict=True):
             fp.check_finite(value, key)
             self.constants[key] = value.float()
-        options = {**keys, **unit.options}
-        if unit.kind == 'affine':
-            return ir.Affine(unit.path, self.type(unit), x, **options)
-        options['eps'] = float(norm.eps)
-        if unit.kind == 'group_norm':
-            options['groups'] = norm.num_groups
+        options: dict[str, Any] = {**keys, **unit.options}
+        if isinstance(norm, nn.GroupNorm):
+            options |= {'eps': float(norm.eps), 'groups': norm.num_groups}
             return ir.GroupNorm(unit.path, self.type(unit), x, **options)
-        return ir.LayerNorm(unit.path, self.type(unit), x, **options)
+        if isinstance(norm, nn.LayerNorm):
+            options['eps'] = float(norm.eps)
+            return ir.LayerNorm(unit.path, self.type(unit), x, **options)
+        return ir.Affine(unit.path, self.type(unit), x, **options)
 
     def float_call(self, unit: Unit) -> ir.FloatCall:
         node = unit.node
@@ -197,10 +200,10 @@ class Emitter:
             if node.target not in islands.METHODS:
                 raise CaptureError(f'{unit.path}: found a call of method {node.target!r}, wanted a '
                                    'method that a float island may call')  # fmt: skip
-            kind, target = 'method', node.target
+            kind, target = 'method', name_of(node)
         else:
             kind = {'call_module': 'module', 'get_attr': 'parameter'}[node.op]
-            target = node.target
+            target = name_of(node)
         shape_only = kind in ('function', 'method') and unit.options['reason'] == ''
         args = self.arguments(node.args, shape_only)
         kwargs = self.arguments(dict(node.kwargs), shape_only)
@@ -219,7 +222,7 @@ class Emitter:
         if isinstance(tree, fx.Node):
             node = tree
             while node not in self.plan.of_node:
-                node = node.args[0]  # an identity
+                node = tensor(node.args[0])  # an identity
             unit = self.plan.of_node[node]
             return ir.Ref(unit.path if shape_only else self.values(unit))
         if isinstance(tree, slice):

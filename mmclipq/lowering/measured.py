@@ -13,6 +13,7 @@ from ..calibration.observer import OctaveHistogram
 from ..calibration.range_search import CodeRange, candidates, relative_error
 from ..graph.ir import TensorType
 from .execution import Execution, unclipped
+from .nodes import input_of
 from .norms import fold_norm
 from .plan import PRODUCTS, Plan, Unit
 from .ranges import RangeGroup, bounded
@@ -59,7 +60,7 @@ class _ProductExecution(Execution):
         unit = self._products.get(n)
         if unit is None:
             return super().run_node(n)
-        x = self.map_nodes_to_values(n.args[0], n)
+        x = input_of(self, n)
         result = super().run_node(n)
         if x.numel():
             self.look(unit, x, result)
@@ -92,13 +93,13 @@ class OutputErrors(_ProductExecution):
         self._energies: dict[str, list[Tensor]] = {}
 
     def look(self, unit: Unit, x: Tensor, result: Tensor) -> None:
-        self._energies.setdefault(unit.start.target, []).append(
+        self._energies.setdefault(unit.target, []).append(
             _rows(x, unit).square().mean(1).double().cpu()
         )
         group = self._group.get(unit.operands[0])
         if group is None:
             return
-        layer, name = unit.layer, unit.start.name
+        layer, name = unit.clipped, unit.start.name
         scale = fold_norm(layer, unit.norm)[0].float().to(x.device)[:, None]
         wanted = _rows(result, unit) * scale
         power = (wanted - wanted.mean(1, keepdim=True)).square().sum().double().cpu()
@@ -106,8 +107,8 @@ class OutputErrors(_ProductExecution):
         errors = []
         for range_ in self.tried[group]:
             kind = bounded(TensorType(*range_), layer.input_exponent)
-            rounded = fp.quantize(x, kind.exponent, kind.signed, offset=kind.offset)
-            found = _rows(self.call_module(unit.start.target, (rounded,), {}), unit)
+            rounded = fp.quantize(x, kind.range_exponent, kind.signed, offset=kind.offset)
+            found = _rows(self.call_module(unit.target, (rounded,), {}), unit)
             errors.append(found.mul_(scale).sub_(wanted).square_().sum().double().cpu())
         sums = self._errors[group]
         sums[name] = sums.get(name, 0) + torch.stack(errors)
@@ -157,11 +158,11 @@ class MeanErrors(_ProductExecution):
         self._counts: dict[str, int] = {}
 
     def look(self, unit: Unit, x: Tensor, result: Tensor) -> None:
-        layer, name = unit.layer, unit.start.name
+        layer, name = unit.clipped, unit.start.name
         kind = bounded(self._types[unit.operands[0]], layer.input_exponent)
-        rounded = fp.quantize(x, kind.exponent, kind.signed, offset=kind.offset)
+        rounded = fp.quantize(x, kind.range_exponent, kind.signed, offset=kind.offset)
         with unclipped(layer, self._weights.values(unit).to(x)):
-            found = self.call_module(unit.start.target, (rounded,), {})
+            found = self.call_module(unit.target, (rounded,), {})
         error = _rows(result, unit) - _rows(found, unit)
         self._sums[name] = self._sums.get(name, 0) + error.sum(1, dtype=torch.float64).cpu()
         self._counts[name] = self._counts.get(name, 0) + error.shape[1]

@@ -60,7 +60,7 @@ class Lowering:
         self.plan = self._planned()
         for unit in self.plan.units:
             if unit.layer is not None:
-                fp.check_finite(unit.layer.weight, f'{unit.start.target}.weight')
+                fp.check_finite(unit.layer.weight, f'{unit.target}.weight')
         self._recorder = Recorder(module, self.plan)
         self._execution: Execution = self._recorder
         self.types: dict[Unit, ir.TensorType] = {}

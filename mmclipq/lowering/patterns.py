@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from mmcv.cnn import Scale
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ..graph.islands import FUNCTION_NAMES, SHAPE_ATTRIBUTES
 from ..layers import ClipConv, ClipConvTranspose, ClipLinear
 from . import activations
+from .nodes import name_of, tensor
 from .tracer import BOOKKEEPING, REASON, SHAPE
 
 _ADDS = {operator.add, operator.iadd, torch.add}
@@ -62,7 +63,8 @@ def _op(kind: str, *operands: fx.Node, module: nn.Module | None = None, **option
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+    rows, columns = (value, value) if isinstance(value, int) else value
+    return rows, columns
 
 
 def same_padding(layer: nn.Conv2d) -> tuple[int, int] | None:
@@ -75,13 +77,17 @@ def same_padding(layer: nn.Conv2d) -> tuple[int, int] | None:
             return None
         padding = total[0] // 2, total[1] // 2
     else:
-        padding = tuple(layer.padding)
+        padding = _pair(layer.padding)
     return padding if layer.padding_mode == 'zeros' or padding == (0, 0) else None
 
 
 def _read_module(node: fx.Node, module: nn.Module) -> Op:
     x = node.args[0] if node.args else None
     name = type(module).__name__
+    if type(module) is SingleRoIExtractor and len(node.args) == 2 and not node.kwargs:
+        return _read_roi_align(module, *node.args)
+    if not isinstance(x, fx.Node):
+        return _op('float', reason=f'{name} has no int8 form')
     if isinstance(module, ClipConv):
         if same_padding(module) is None:
             return _op('float', reason=f'{module.padding_mode} padding of uneven or copied rows')
@@ -99,8 +105,8 @@ def _read_module(node: fx.Node, module: nn.Module) -> Op:
     if isinstance(module, nn.GroupNorm):
         return _op('group_norm', x, module=module)
     # Of four axes the graph's channels are the second, the layer's the last.
-    rows = type(module) is nn.LayerNorm and len(node.meta.get(SHAPE, ())) in (2, 3)
-    if rows and len(module.normalized_shape) == 1:
+    rows = len(node.meta.get(SHAPE, ())) in (2, 3)
+    if type(module) is nn.LayerNorm and rows and len(module.normalized_shape) == 1:
         return _op('layer_norm', x, module=module)
     if (activation := activations.of_module(module)) is not None:
         return _op('activation', x, **activation)
@@ -114,12 +120,10 @@ def _read_module(node: fx.Node, module: nn.Module) -> Op:
         return _op('avg_pool', x)
     if isinstance(module, nn.Upsample):
         return _read_upsample(x, module.size, module.scale_factor, module.mode)
-    if type(module) is SingleRoIExtractor and len(node.args) == 2 and not node.kwargs:
-        return _read_roi_align(module, *node.args)
     return _op('float', reason=f'{name} has no int8 form')
 
 
-def _read_roi_align(extractor: SingleRoIExtractor, levels: Any, rois: fx.Node) -> Op:
+def _read_roi_align(extractor: SingleRoIExtractor, levels: Any, rois: Any) -> Op:
     layers = list(extractor.roi_layers)
     first = layers[0]
     for layer in layers:
@@ -132,8 +136,7 @@ def _read_roi_align(extractor: SingleRoIExtractor, levels: Any, rois: fx.Node) -
             return _op('float', reason=f'{type(layer).__name__} is no plain average RoIAlign')
     return _op(
         'roi_align',
-        *levels,
-        rois,
+        *map(tensor, (*levels, rois)),
         output_size=_pair(first.output_size),
         scales=tuple(float(layer.spatial_scale) for layer in layers[: len(levels)]),
         sampling_ratio=int(first.sampling_ratio),
@@ -207,7 +210,7 @@ def _constant_factor(node: fx.Node) -> float | None:
     return None
 
 
-def _are_tensors(args: tuple[Any, ...]) -> bool:
+def _are_tensors(args: tuple[Any, ...]) -> TypeGuard[tuple[fx.Node, fx.Node]]:
     return len(args) == 2 and all(isinstance(a, fx.Node) and not _is_number(a) for a in args)
 
 
@@ -219,7 +222,7 @@ def _size_of(size: Any) -> fx.Node | None:
             return None
         by_attribute = value.target is getattr and value.args[1:] == ('shape',)
         by_method = value.op == 'call_method' and value.target == 'size' and len(value.args) == 1
-        return value.args[0] if by_attribute or by_method else None
+        return tensor(value.args[0]) if by_attribute or by_method else None
 
     if not (isinstance(size, fx.Node) and size.target is operator.getitem):
         return None
@@ -249,40 +252,18 @@ def _averages_images(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return images and options.get('keepdim') is True and set(options) == {'dim', 'keepdim'}
 
 
-def _read_call(node: fx.Node) -> Op:
+def _named(
+    names: str, args: tuple[Any, ...], kwargs: dict[str, Any], **defaults: Any
+) -> dict[str, Any]:
+    """Arguments of a call by name, those that it leaves out as in ``defaults``."""
+    return {**defaults, **dict(zip(names.split(), args, strict=False)), **kwargs}
+
+
+def _read_call_on(x: fx.Node, node: fx.Node) -> Op | None:
+    """A call whose first argument is the tensor ``x``, if that is all it reads; else None."""
     target, args, kwargs = node.target, node.args, dict(node.kwargs)
-    x = args[0] if args else None
-    if (target in _ADDS or target in ('add', 'add_')) and _are_tensors(args) and not kwargs:
-        return _op('add', *args)
-    if (target in _MULS or target in ('mul', 'mul_')) and _are_tensors(args) and not kwargs:
-        return _op('mul', *args)
     if (activation := activations.of_call(node)) is not None:
         return _op('activation', x, **activation)
-    if target in _CONCATS:
-        dim = kwargs.get('dim', args[1] if len(args) > 1 else 0)
-        if dim == 1 and isinstance(x, (tuple, list)):
-            return _op('concat', *x)
-    if target is F.interpolate:
-        names = ('input', 'size', 'scale_factor', 'mode')
-        options = {**dict(zip(names, args, strict=False)), **kwargs}
-        return _read_upsample(
-            options['input'],
-            options.get('size'),
-            options.get('scale_factor'),
-            options.get('mode', 'nearest'),
-        )
-    if target is F.max_pool2d:
-        names = ('input', 'kernel_size', 'stride', 'padding', 'dilation', 'ceil_mode')
-        defaults = {'stride': None, 'padding': 0, 'dilation': 1, 'ceil_mode': False}
-        options = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
-        if not options.get('return_indices'):
-            return _read_max_pool(options['input'], options)
-    if target is F.avg_pool2d:
-        names = ('input', 'kernel_size', 'stride', 'padding', 'ceil_mode', 'count_include_pad')
-        defaults = {'stride': None, 'padding': 0, 'ceil_mode': False, 'count_include_pad': True}
-        options = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
-        if options.get('divisor_override') is None and len(args) <= len(names):
-            return _read_avg_pool(options['input'], options)
     if target is F.adaptive_avg_pool2d:
         size = kwargs.get('output_size', args[1] if len(args) > 1 else None)
         if size in (1, (1, 1), [1, 1]):
@@ -293,11 +274,41 @@ def _read_call(node: fx.Node) -> Op:
         return _op('flatten', x)
     if target is operator.getitem and (found := _read_slice(args[1])) is not None:
         return _op('slice', x, **found)
+    return _op('identity', x) if target in ('contiguous', 'float') else None
+
+
+def _read_call(node: fx.Node) -> Op:
+    target, args, kwargs = node.target, node.args, dict(node.kwargs)
+    first = args[0] if args else None
+    if (target in _ADDS or target in ('add', 'add_')) and _are_tensors(args) and not kwargs:
+        return _op('add', *args)
+    if (target in _MULS or target in ('mul', 'mul_')) and _are_tensors(args) and not kwargs:
+        return _op('mul', *args)
+    if isinstance(first, fx.Node) and (found := _read_call_on(first, node)) is not None:
+        return found
+    if target in _CONCATS:
+        dim = kwargs.get('dim', args[1] if len(args) > 1 else 0)
+        if dim == 1 and isinstance(first, (tuple, list)):
+            return _op('concat', *map(tensor, first))
+    if target is F.interpolate:
+        options = _named('input size scale_factor mode', args, kwargs, size=None, scale_factor=None,
+                         mode='nearest')  # fmt: skip
+        x = tensor(options['input'])
+        return _read_upsample(x, options['size'], options['scale_factor'], options['mode'])
+    if target is F.max_pool2d:
+        names = 'input kernel_size stride padding dilation ceil_mode'
+        options = _named(names, args, kwargs, stride=None, padding=0, dilation=1, ceil_mode=False)
+        if not options.get('return_indices'):
+            return _read_max_pool(tensor(options['input']), options)
+    if target is F.avg_pool2d:
+        names = 'input kernel_size stride padding ceil_mode count_include_pad'
+        options = _named(names, args, kwargs, stride=None, padding=0, ceil_mode=False,
+                         count_include_pad=True)  # fmt: skip
+        if options.get('divisor_override') is None and len(args) <= len(names.split()):
+            return _read_avg_pool(tensor(options['input']), options)
     factor = _constant_factor(node)
     if factor is not None:
         return _op('scale', *node.all_input_nodes, factor=factor)
-    if target in ('contiguous', 'float'):
-        return _op('identity', x)
     if target is getattr and args[1] in SHAPE_ATTRIBUTES or target in ('size', 'dim'):
         return _op('float', reason='')
     label = target if isinstance(target, str) else FUNCTION_NAMES.get(target, str(target))
@@ -310,7 +321,7 @@ def read(node: fx.Node, modules: dict[str, nn.Module]) -> Op:
     if node.meta.get(BOOKKEEPING) or REASON in node.meta:
         return _op('float', reason=node.meta.get(REASON, ''))
     if node.op == 'call_module':
-        return _read_module(node, modules[node.target])
+        return _read_module(node, modules[name_of(node)])
     if node.op in ('call_function', 'call_method'):
         return _read_call(node)
     return _op('float', reason='')
@@ -318,5 +329,5 @@ def read(node: fx.Node, modules: dict[str, nn.Module]) -> Op:
 
 def is_non_negative(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether a float step's result cannot be negative, whatever its input."""
-    target = type(modules[node.target]) if node.op == 'call_module' else node.target
+    target = type(modules[name_of(node)]) if node.op == 'call_module' else node.target
     return target in _NON_NEGATIVE

@@ -15,6 +15,7 @@ from torch import fx, nn
 from ..layers import ClipMixin
 from . import patterns
 from .activations import NON_NEGATIVE
+from .nodes import name_of
 from .tracer import SHAPE
 
 PRODUCTS = ('conv', 'conv_transpose', 'linear')
@@ -64,6 +65,17 @@ class Unit:
     def __post_init__(self) -> None:
         self.start = self.node
 
+    @property
+    def target(self) -> str:
+        """Path of the layer that the first node calls."""
+        return name_of(self.start)
+
+    @property
+    def clipped(self) -> ClipMixin:
+        """The layer of a product."""
+        assert self.layer is not None
+        return self.layer
+
 
 @dataclass
 class Plan:
@@ -101,6 +113,9 @@ class _Planner:
         self.ops = {node: patterns.read(node, self.modules) for node in module.graph.nodes}
         self.order = {node: index for index, node in enumerate(module.graph.nodes)}
         self.of_node: dict[fx.Node, Unit] = {}
+        # What units read, until all units are known.
+        self.reads: dict[Unit, list[fx.Node]] = {}
+        self.reads_beside: dict[Unit, fx.Node] = {}
         self.names: dict[str, int] = {}
         self.covered: set[fx.Node] = set()
         self.non_negative_input = non_negative_input
@@ -124,7 +139,8 @@ class _Planner:
     def product(self, node: fx.Node) -> Unit:
         """The unit that starts at a conv or linear, with the nodes after it that fuse."""
         op = self.ops[node]
-        unit = Unit(op.kind, node, path=self.unique(node.target), layer=op.module)
+        assert isinstance(op.module, ClipMixin)
+        unit = Unit(op.kind, node, path=self.unique(name_of(node)), layer=op.module)
         unit.options = {'activation': 'identity', 'slope': 0.0, 'residual_last': False}
         residual: fx.Node | None = None
         while (user := self.only_user(unit.node)) is not None and user not in self.covered:
@@ -153,17 +169,18 @@ class _Planner:
             unit.node = user
             if unit.options['residual_last']:
                 break
-        unit.operands = [op.operands[0]] + ([] if residual is None else [residual])
+        self.reads[unit] = [op.operands[0]] + ([] if residual is None else [residual])
         return unit
 
     def stand_alone(self, node: fx.Node) -> Unit:
         """The unit of anything on codes that is no product."""
         op = self.ops[node]
         kind = 'affine' if op.kind == 'norm' else op.kind
-        unit = Unit(kind, node, list(op.operands), path=self.unique(node.name), norm=op.module)
+        unit = Unit(kind, node, path=self.unique(node.name), norm=op.module)
+        self.reads[unit] = list(op.operands)
         unit.options = dict(op.options)
         if op.kind == 'roi_align' or op.kind == 'upsample' and len(op.operands) == 2:
-            unit.beside = unit.operands.pop()
+            self.reads_beside[unit] = self.reads[unit].pop()
         user = self.only_user(node)
         if kind in ACTIVATED and user is not None and self.ops[user].kind == 'activation':
             self.covered.add(user)
@@ -172,7 +189,7 @@ class _Planner:
         return unit
 
     def run(self, graph: fx.Graph) -> Plan:
-        """Units whose operands are fx nodes at first, resolved once all are known."""
+        """Units first, then what they read, once all are known."""
         units: list[Unit] = []
         output = next(node for node in graph.nodes if node.op == 'output')
         for node in graph.nodes:
@@ -197,9 +214,9 @@ class _Planner:
         units.sort(key=lambda unit: self.order[unit.node])
         self.of_node = {unit.node: unit for unit in units}
         for unit in units:
-            unit.operands = [self.of_node[self.source(arg)] for arg in unit.operands]
-            if unit.beside is not None:
-                unit.beside = self.of_node[self.source(unit.beside)]
+            unit.operands = [self.of_node[self.source(arg)] for arg in self.reads.get(unit, ())]
+            if (beside := self.reads_beside.get(unit)) is not None:
+                unit.beside = self.of_node[self.source(beside)]
         features = output.args[0]['features'][: self.level_count] if self.level_count else ()
         levels = [self.of_node[self.source(node)] for node in features]
         for unit in levels:
@@ -219,7 +236,7 @@ class _Planner:
 
         Its last step gives the tensor that the product would have given.
         """
-        reason, node = self.left[unit.start.target], unit.start
+        reason, node = self.left[unit.target], unit.start
         while True:
             if node is unit.start:
                 yield Unit('float', node, path=unit.path, options={'reason': reason})

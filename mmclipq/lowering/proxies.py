@@ -5,7 +5,7 @@ from __future__ import annotations
 import dis
 import operator
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol, cast
 
 from torch import Tensor, fx
 from torch.fx.proxy import Attribute
@@ -13,6 +13,20 @@ from torch.fx.proxy import Attribute
 _COMPARISONS = {
     operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge,
 }  # fmt: skip
+
+
+class _Knowing(Protocol):
+    """What is asked of the tracer: it knows example values."""
+
+    def value(self, proxy: fx.Proxy) -> Any:
+        """Example value of a proxy."""
+
+    def length(self, obj: fx.Proxy) -> int:
+        """Number of items."""
+
+
+def _tracer(proxy: fx.Proxy) -> _Knowing:
+    return cast(_Knowing, proxy.tracer)
 
 
 class Value(fx.Proxy):
@@ -25,7 +39,7 @@ class Value(fx.Proxy):
         return self.tracer.iter(self)
 
     def __len__(self) -> int:
-        return self.tracer.length(self)
+        return _tracer(self).length(self)
 
 
 class ValueAttribute(Attribute):
@@ -38,13 +52,13 @@ class ValueAttribute(Attribute):
         return self.tracer.iter(self)
 
     def __len__(self) -> int:
-        return self.tracer.length(self)
+        return _tracer(self).length(self)
 
 
 def _read_attribute(proxy: fx.Proxy, name: str) -> Any:
     if name.startswith('_'):
         raise AttributeError(name)
-    value = proxy.tracer.value(proxy)
+    value = _tracer(proxy).value(proxy)
     if isinstance(value, Tensor):
         if name in ('ndim', 'dtype'):
             return getattr(value, name)
@@ -57,7 +71,7 @@ def _read_attribute(proxy: fx.Proxy, name: str) -> Any:
 
 def known_result(method: str, proxy: fx.Proxy, args: tuple[Any, ...]) -> Any:
     """What a method says of structure alone; None for any other."""
-    value = proxy.tracer.value(proxy)
+    value = _tracer(proxy).value(proxy)
     if not isinstance(value, Tensor):
         return None
     if method in ('dim', 'ndimension', 'is_floating_point'):
@@ -92,7 +106,7 @@ def asks_for_emptiness(node: fx.Node) -> bool:
     Graphs are for calls with something to compute; on nothing their steps compute nothing.
     """
     if node.target in _COMPARISONS:
-        return _is_count(node.args[0]) and node.args[1] == 0
+        return _is_count(node.args[0]) and bool(node.args[1] == 0)
     return _is_count(node)
 
 

@@ -149,7 +149,7 @@ def clip_bound(user: Unit, operand: Unit) -> int | None:
     """Clip exponent with which ``user`` reads ``operand``; a residual is not clipped."""
     if user.kind not in PRODUCTS or operand in user.operands[1:]:
         return None
-    return user.layer.input_exponent
+    return user.clipped.input_exponent
 
 
 def bounded(kind: TensorType, bound: int | None) -> TensorType:

@@ -20,6 +20,7 @@ from .. import fixed_point as fp
 from ..graph import ir
 from .capture import evaluating
 from .execution import unclipped
+from .nodes import input_of, name_of
 from .plan import PRODUCTS, make_plan
 
 
@@ -81,43 +82,48 @@ class RoundedExecution(fx.Interpreter):
             if unit.wants_codes:
                 self._result[unit.node] = name, types[name]
             if unit.kind in PRODUCTS:
-                self._product[unit.start] = nodes[unit.path]
+                product = nodes[unit.path]
+                assert isinstance(product, ir.Product)
+                self._product[unit.start] = product
         self._types = types
         self._forced: Mapping[str, Tensor] = {}
         self.found: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def run(self, *inputs: Tensor, forced: Mapping[str, Tensor] | None = None) -> Any:
+    def run(
+        self, *inputs: Tensor, forced: Mapping[str, Tensor] | None = None, **options: Any
+    ) -> Any:
         """Float outputs for the part's inputs; the codes are in ``found`` afterwards.
 
         Args:
             *inputs: Float32 tensors, or codes where the graph reads codes.
             forced: Codes by tensor name that replace this execution's own once they are recorded.
+            **options: Those of :class:`torch.fx.Interpreter`.
         """
         self._forced, self.found = forced or {}, {}
         nodes = [node for node in self.int8_graph.nodes if isinstance(node, ir.Input)]
-        inputs = [
+        values = [
             x if x.is_floating_point() else _values(x, node.type)
             for node, x in zip(nodes, inputs, strict=True)
         ]
         with evaluating(self.module):
-            return super().run(*inputs)
+            return super().run(*values, **options)
 
     def run_node(self, n: fx.Node) -> Any:
         result = self._run_product(n) if n in self._product else super().run_node(n)
         if n not in self._result:
             return result
         name, kind = self._result[n]
-        codes = fp.encode(result, kind.exponent, kind.signed, offset=kind.offset)
+        codes = fp.encode(result, kind.range_exponent, kind.signed, offset=kind.offset)
         self.found[name] = codes
         return _values(self._forced.get(name, codes), kind)
 
     def _run_product(self, n: fx.Node) -> Tensor:
         """The stock layer on the rounded input with the weights that the codes stand for."""
-        product, layer = self._product[n], self.fetch_attr(n.target)
+        product, layer = self._product[n], self.fetch_attr(name_of(n))
         kind = self._types[product.x]
-        (x,) = self.map_nodes_to_values(n.args, n)
-        x = fp.quantize(x, kind.exponent, kind.signed, offset=kind.offset)
+        x = input_of(self, n)
+        x = fp.quantize(x, kind.range_exponent, kind.signed, offset=kind.offset)
         constants = self.int8_graph.constants
         weight = fp.decode(constants[product.weight], constants[product.exponents], axis=0)
         if isinstance(product, ir.ConvTranspose):
@@ -127,7 +133,7 @@ class RoundedExecution(fx.Interpreter):
 
 
 def _values(codes: Tensor, kind: ir.TensorType) -> Tensor:
-    return fp.decode(codes, kind.exponent, offset=kind.offset)
+    return fp.decode(codes, kind.range_exponent, offset=kind.offset)
 
 
 def compare_with_graph(

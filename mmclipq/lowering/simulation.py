@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import Target
 
 from .. import fixed_point as fp
 from ..graph.ir import TensorType
 from .execution import Execution, unclipped
+from .nodes import input_of
 from .plan import PRODUCTS, Plan, Unit
 from .ranges import bounded
 from .weights import WeightCodes
@@ -69,20 +71,20 @@ class Simulation(Execution):
     def run_node(self, n: fx.Node) -> Any:
         unit = self._products.get(n)
         if unit is not None and (self.only is None or n.name in self.only):
-            result = self._rounded(unit, self.map_nodes_to_values(n.args[0], n))
+            result = self._rounded(unit, input_of(self, n))
         else:
             result = super().run_node(n)
         if self.only is None and (read := self._results.get(n)) is not None:
             kind = self.types[read]
-            return fp.quantize(result, kind.exponent, kind.signed, offset=kind.offset)
+            return fp.quantize(result, kind.range_exponent, kind.signed, offset=kind.offset)
         return result
 
     def _rounded(self, unit: Unit, x: Tensor) -> Tensor:
-        layer, name = unit.layer, unit.start.name
+        layer, name = unit.clipped, unit.start.name
         kind = bounded(self.types[unit.operands[0]], layer.input_exponent)
         if self.inputs:
-            x = fp.quantize(x, kind.exponent, kind.signed, offset=kind.offset)
-        path = unit.start.target
+            x = fp.quantize(x, kind.range_exponent, kind.signed, offset=kind.offset)
+        path = unit.target
         if path not in self._values:
             self._values[path] = self._weights.values(unit).to(x)
         weight = self._values[path] if self.weights else layer.product_weight()
@@ -98,12 +100,14 @@ class Simulation(Execution):
             args = _copied(args)
         return super().call_function(_WITHOUT_PLACE.get(target, target), args, kwargs)
 
-    def call_method(self, target: str, args: Any, kwargs: Any) -> Any:
+    def call_method(self, target: Target, args: Any, kwargs: Any) -> Any:
+        assert isinstance(target, str)
         if target.endswith('_') and not target.endswith('__'):
             args = _copied(args)
         return super().call_method(target, args, kwargs)
 
-    def call_module(self, target: str, args: Any, kwargs: Any) -> Any:
+    def call_module(self, target: Target, args: Any, kwargs: Any) -> Any:
+        assert isinstance(target, str)
         module = self.fetch_attr(target)
         if getattr(module, 'inplace', False) or next(module.children(), None) is not None:
             args = _copied(args)
@@ -130,10 +134,11 @@ class Simulation(Execution):
         self.env = env
         for node in self._nodes[start:stop]:
             if node.op == 'placeholder':
-                kind = self.types.get(self._results.get(node)) if self.only is None else None
+                read = self._results.get(node) if self.only is None else None
+                kind = None if read is None else self.types.get(read)
                 if kind is not None:
                     x = env[node]
-                    env[node] = fp.quantize(x, kind.exponent, kind.signed, offset=kind.offset)
+                    env[node] = fp.quantize(x, kind.range_exponent, kind.signed, offset=kind.offset)
                 continue
             env[node] = self.run_node(node)
             if node.op == 'output':

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from ..graph import islands
 from ..graph.ir import GraphError
 from .activations import WHOLE
+from .nodes import function_of, name_of
 from .proxies import Value, asks_for_emptiness, is_asserted, known_result
 
 REASON, BOOKKEEPING, SHAPE = 'reason', 'bookkeeping', 'shape'
@@ -137,14 +138,15 @@ class Tracer(fx.Tracer):
         try:
             with torch.no_grad():
                 if node.op == 'placeholder':
+                    assert self.examples is not None
                     return self.examples[len(self.values)]
                 if node.op == 'call_function':
-                    return node.target(*args, **kwargs)
+                    return function_of(node)(*args, **kwargs)
                 if node.op == 'call_method':
-                    return getattr(args[0], node.target)(*args[1:], **kwargs)
+                    return getattr(args[0], name_of(node))(*args[1:], **kwargs)
                 if node.op == 'call_module':
-                    return self.root.get_submodule(node.target)(*args, **kwargs)
-                owner, _, leaf = node.target.rpartition('.')
+                    return self.root.get_submodule(name_of(node))(*args, **kwargs)
+                owner, _, leaf = name_of(node).rpartition('.')
                 return getattr(self.root.get_submodule(owner), leaf)
         finally:
             self.executing = before
@@ -166,7 +168,10 @@ class Tracer(fx.Tracer):
         return item
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        return iter([obj[index] for index in range(self.length(obj))])
+        indices = range(self.length(obj))
+        return iter(
+            [self.create_proxy('call_function', operator.getitem, (obj, i), {}) for i in indices]
+        )
 
     def length(self, obj: fx.Proxy) -> int:
         """Number of items, if that is structure and no size of a tensor."""
@@ -227,6 +232,7 @@ def _copied(tree: Any) -> Any:
 def plain(tree: Any, values: Mapping[fx.Node, Any] | None = None) -> Any:
     """``tree`` with values for nodes, in containers of Python's own instead of fx's."""
     if isinstance(tree, fx.Node):
+        assert values is not None
         return values[tree]
     if isinstance(tree, list):
         return [plain(item, values) for item in tree]
@@ -242,11 +248,12 @@ def plain(tree: Any, values: Mapping[fx.Node, Any] | None = None) -> Any:
 def _changes_in_place(node: fx.Node, module: fx.GraphModule) -> bool:
     """Whether a step changes its first argument."""
     if node.op == 'call_method':
-        return node.target.endswith('_') and not node.target.endswith('__')
+        method = name_of(node)
+        return method.endswith('_') and not method.endswith('__')
     if node.op == 'call_function':
         return node.target in _IN_PLACE or bool(node.kwargs.get('inplace'))
     return node.op == 'call_module' and bool(
-        getattr(module.get_submodule(node.target), 'inplace', False)
+        getattr(module.get_submodule(name_of(node)), 'inplace', False)
     )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import fixed_point as fp
 from ..calibration.range_search import weight_exponents
+from ..layers import ClipConvTranspose
 from .plan import Unit
 
 
@@ -29,11 +30,11 @@ class WeightCodes:
         Raises:
             ClipQError: if the weights hold NaN or infinity.
         """
-        path = unit.start.target
+        path = unit.target
         if path not in self._found:
-            layer, name = unit.layer, f'{path}.weight'
+            layer, name = unit.clipped, f'{path}.weight'
             weight = layer.product_weight().detach().cpu()
-            if unit.kind == 'conv_transpose':
+            if isinstance(layer, ClipConvTranspose):
                 weight = weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
             importance = self._importance(unit, weight)
             exponents = weight_exponents(weight, layer.weight_exponent, name, importance)
@@ -41,7 +42,7 @@ class WeightCodes:
         return self._found[path]
 
     def _importance(self, unit: Unit, weight: Tensor) -> Tensor | None:
-        energy = self._energies.get(unit.start.target)
+        energy = self._energies.get(unit.target)
         if energy is None:
             return None
         groups = getattr(unit.layer, 'groups', 1)
@@ -54,6 +55,6 @@ class WeightCodes:
         """What the codes stand for, float32, in the shape of the layer's own weights."""
         codes, exponents = self.of(unit)
         weight = fp.decode(codes, exponents, axis=0)
-        if unit.kind == 'conv_transpose':
+        if isinstance(unit.layer, ClipConvTranspose):
             weight = weight.unflatten(0, (unit.layer.groups, -1)).transpose(1, 2).flatten(0, 1)
         return weight

@@ -194,8 +194,7 @@ def search_ranges(
             elif trials.dense is not None:
                 trials.move_to(len(trials.dense.order) - 1)
             kind = simulation.types[group.units[0]]
-            assert kind.exponent is not None  # of codes
-            now = CodeRange(kind.exponent, kind.signed, kind.offset)
+            now = CodeRange(kind.range_exponent, kind.signed, kind.offset)
             key = f'range {name}: {group.key}'
             if key not in progress:
                 chosen, least = now, best
