@@ -76,7 +76,8 @@ def decode_deltas(
         reach = g.op('Mul', g.op('Mul', side, g.op('Exp', growth)), half)
         pair = g.op('Sub', centre, reach), g.op('Add', centre, reach)
         if coder.clip_border:
-            pair = tuple(g.op('Min', g.op('Max', v, g.floats(0.0)), limit) for v in pair)
+            first, second = (g.op('Min', g.op('Max', v, g.floats(0.0)), limit) for v in pair)
+            pair = first, second
         ends.append(pair)
     (x1, x2), (y1, y2) = ends
     return g.op('Concat', x1, y1, x2, y2, axis=-1)

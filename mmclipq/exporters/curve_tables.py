@@ -99,17 +99,17 @@ def _over_interval(
 
 def curve_of(graph: ir.Int8Graph, node: ir.Node) -> CurveTable | None:
     """Table for the activation of ``node``; None if it needs none, or its result is float32."""
-    activation = getattr(node, 'activation', 'identity')
-    if activation in LINEAR or not node.type.is_codes or isinstance(node, ir.Activate):
+    if not isinstance(node, ir.Activated) or isinstance(node, ir.Activate):
+        return None
+    if node.activation in LINEAR or not node.type.is_codes:
         return None
     low, high = (code - node.type.offset for code in fp.code_range(node.type.signed))
-    added = getattr(node, 'residual', None)
-    if added is not None and node.residual_last:
-        kind = graph.tensors[added]
+    if isinstance(node, ir.Product) and node.residual is not None and node.residual_last:
+        kind = graph.tensors[node.residual]
         relative = kind.step_exponent - node.type.step_exponent
         ends = [math.ldexp(code - kind.offset, relative) for code in fp.code_range(kind.signed)]
         low, high = math.floor(low - ends[1]), math.ceil(high - ends[0])
-    return _made(activation, node.slope, node.type.step_exponent, low, high)
+    return _made(node.activation, node.slope, node.type.step_exponent, low, high)
 
 
 def activated_codes(graph: ir.Int8Graph, node: ir.Activate) -> list[int]:

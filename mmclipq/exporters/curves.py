@@ -31,7 +31,7 @@ _erfc = np.vectorize(math.erfc, otypes=[np.float64])
 
 def curve(activation: str, slope: float = 0.0) -> Callable[[np.ndarray], np.ndarray]:
     """The function of float64 values that ``activation`` is in mathematics."""
-    function: Callable[[np.ndarray], np.ndarray] = {
+    functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         'identity': lambda x: x,
         'relu': lambda x: np.maximum(x, 0),
         'relu6': lambda x: np.clip(x, 0, 6),
@@ -46,7 +46,8 @@ def curve(activation: str, slope: float = 0.0) -> Callable[[np.ndarray], np.ndar
         'elu': lambda x: np.where(x > 0, x, slope * np.expm1(np.minimum(x, 0))),
         'mish': lambda x: x * np.tanh(np.logaddexp(0, x)),
         'exp': lambda x: np.exp(np.clip(x, -87, 88)),
-    }[activation]
+    }
+    function = functions[activation]
 
     def values(x: np.ndarray) -> np.ndarray:
         with np.errstate(over='ignore', under='ignore'):

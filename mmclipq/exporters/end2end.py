@@ -46,7 +46,7 @@ class _Detections:
         self.g, self.detector = g, detector
         self.size = image_size(g, image)
 
-    def _levels(self, head: nn.Module, maps: Sequence[str]) -> list[str]:
+    def _levels(self, head: BaseDenseHead, maps: Sequence[str]) -> list[str]:
         """Anchors ``(H * W * A, 4)`` of each level."""
         generator = head.prior_generator
         return [
@@ -61,7 +61,7 @@ class _Detections:
     ) -> tuple[str, str, str]:
         """RetinaNet, SSD and, with ``score_thr`` 0 and levels for labels, RPN."""
         g, is_rpn = self.g, isinstance(head, RPNHead)
-        boxes, scores, labels = [], [], []
+        found: list[tuple[str, str, str]] = []
         anchors = self._levels(head, maps[0])
         for level, (cls, reg, priors) in enumerate(zip(*maps, anchors, strict=True)):
             logits = rows_of(g, cls, head.cls_out_channels)
@@ -76,16 +76,13 @@ class _Detections:
             which = g.op('Div', place, count)
             deltas = gather_rows(g, rows_of(g, reg, 4), which, 4)
             chosen = g.op('Gather', priors, which, axis=0)
-            boxes.append(decode_deltas(g, chosen, deltas, head.bbox_coder, self.size))
-            scores.append(value)
+            decoded = decode_deltas(g, chosen, deltas, head.bbox_coder, self.size)
             label = g.op('Sub', place, g.op('Mul', which, count))
             # RPN suppresses within each level.
-            labels.append(
-                g.op('Add', label, g.constant(level, np.int64))
-                if is_rpn and classes == 1
-                else label
-            )
-        boxes, scores, labels = (g.op('Concat', *v, axis=1) for v in (boxes, scores, labels))
+            if is_rpn and classes == 1:
+                label = g.op('Add', label, g.constant(level, np.int64))
+            found.append((decoded, value, label))
+        boxes, scores, labels = (g.op('Concat', *v, axis=1) for v in zip(*found, strict=True))
         scores = large_enough(g, boxes, scores, cfg.get('min_bbox_size', -1))
         return suppress(g, boxes, scores, labels, iou, cfg.max_per_img)
 
@@ -94,17 +91,16 @@ class _Detections:
     ) -> tuple[str, str, str]:
         """YOLOv3: the best pairs of box and class over all levels, times the box's objectness."""
         g, cfg, classes = self.g, head.test_cfg, head.num_classes
-        boxes, objects, scores = [], [], []
+        found: list[tuple[str, str, str]] = []
         strides = head.featmap_strides
         for level, anchors, stride in zip(maps, self._levels(head, maps), strides, strict=True):
             rows = rows_of(g, level, head.num_attrib)
             xy, wh, objectness, logits = g.ops(
                 'Split', 4, rows, g.integers(2, 2, 1, classes), axis=2
             )
-            boxes.append(decode_yolo(g, anchors, g.op('Sigmoid', xy), wh, float(stride)))
-            objects.append(g.op('Sigmoid', objectness))
-            scores.append(g.op('Sigmoid', logits))
-        boxes, objects, scores = (g.op('Concat', *v, axis=1) for v in (boxes, objects, scores))
+            decoded = decode_yolo(g, anchors, g.op('Sigmoid', xy), wh, float(stride))
+            found.append((decoded, g.op('Sigmoid', objectness), g.op('Sigmoid', logits)))
+        boxes, objects, scores = (g.op('Concat', *v, axis=1) for v in zip(*found, strict=True))
         scores = above(g, scores, score_thr)
         if (lowest := cfg.get('conf_thr', -1)) > 0:
             sure = g.op('GreaterOrEqual', objects, g.floats(lowest))
@@ -166,8 +162,8 @@ def _foreground(g: OnnxBuilder, logits: str, classes: int, axis: int) -> str:
 
 def _refusal(detector: nn.Module, parts: Sequence[ir.Int8Graph]) -> str:
     """Why the detector has no end-to-end form; empty if it has one."""
-    roi = getattr(detector, 'roi_head', None)
-    head = getattr(detector, 'rpn_head' if roi is not None else 'bbox_head', None)
+    roi: StandardRoIHead = getattr(detector, 'roi_head', None)
+    head: BaseDenseHead = getattr(detector, 'rpn_head' if roi is not None else 'bbox_head', None)
     outputs = parts[0].outputs
     if not isinstance(outputs, dict) or 'head' not in outputs:
         return f'a dense part without its head ({type(head).__name__})'
@@ -231,28 +227,28 @@ def end2end_model(
     names = writer.add(graphs[0], [image])
     maps = ir.map_refs(graphs[0].outputs['head'], lambda ref: names[ref.name])
     post = _Detections(g, image, detector)
-    two_stage = hasattr(detector, 'roi_head')
-    cfg = detector.roi_head.test_cfg if two_stage else detector.bbox_head.test_cfg
+    roi: StandardRoIHead = getattr(detector, 'roi_head', None)
+    two_stage = roi is not None
+    dense: BaseDenseHead = detector.rpn_head if two_stage else detector.bbox_head
+    cfg = roi.test_cfg if two_stage else dense.test_cfg
     score = cfg.get('score_thr', 0.0) if score_thr is None else score_thr
     iou = cfg.nms['iou_threshold'] if iou_thr is None else iou_thr
     if two_stage:
-        rpn = detector.rpn_head
-        boxes, sure, _ = post.anchor_head(
-            rpn, maps, rpn.test_cfg, 0.0, rpn.test_cfg.nms['iou_threshold']
-        )
+        overlap = dense.test_cfg.nms['iou_threshold']
+        boxes, sure, _ = post.anchor_head(dense, maps, dense.test_cfg, 0.0, overlap)
         inputs = [node for node in graphs[1].nodes if isinstance(node, ir.Input)]
         levels = [names[ref.name] for ref in graphs[0].outputs['features']][: len(inputs) - 1]
         found = writer.add(graphs[1], [*levels, post.regions(boxes)], 'boxes.')
         logits = [found[ref.name] for ref in graphs[1].outputs]
-        result = post.box_head(detector.roi_head.bbox_head, logits, (boxes, sure), cfg, score, iou)
-    elif isinstance(detector.bbox_head, YOLOV3Head):
-        result = post.yolo(detector.bbox_head, maps[0], score, iou)
+        result = post.box_head(roi.bbox_head, logits, (boxes, sure), cfg, score, iou)
+    elif isinstance(dense, YOLOV3Head):
+        result = post.yolo(dense, maps[0], score, iou)
     else:
-        result = post.anchor_head(detector.bbox_head, maps, cfg, score, iou)
+        result = post.anchor_head(dense, maps, cfg, score, iou)
     kinds = np.float32, np.float32, np.int64
     for tensor, name, kind in zip(result, ('boxes', 'scores', 'labels'), kinds, strict=True):
         g.output(tensor, name, kind, None)
-    head = detector.roi_head.bbox_head if two_stage else detector.bbox_head
+    head = roi.bbox_head if two_stage else dense
     facts = {
         'part': 'end2end',
         'score_thr': str(score),

@@ -41,13 +41,14 @@ def _group_norm(g: OnnxBuilder, module: nn.GroupNorm, x: str) -> str:
     return group_norm(g, x, module.num_groups, module.eps, weight, bias, g.rank_of(x))
 
 
-def _affine(module: nn.Module, channels: int) -> tuple[np.ndarray, np.ndarray]:
+def _affine(module: nn.GroupNorm | nn.LayerNorm, channels: int) -> tuple[np.ndarray, np.ndarray]:
     """Weight and bias of a norm, which may have none."""
     given = module.weight, module.bias
-    return tuple(
+    weight, bias = (
         np.full(channels, 1.0 - index, np.float32) if value is None else _array(value)
         for index, value in enumerate(given)
     )
+    return weight, bias
 
 
 def _l2_norm(g: OnnxBuilder, module: L2Norm, x: str) -> str:

@@ -51,7 +51,7 @@ def average_pool(g: OnnxBuilder, node: ir.AvgPool, x: str, offset: int) -> str:
                     'wanted a stride of at most the kernel less its padding'
                 )
         x = g.op('Pad', x, g.integers(0, 0, top, left, 0, 0, top, left))
-        top = left = counted = 0
+        top, left, counted = 0, 0, False
     return g.op(
         'AveragePool', x, kernel_shape=list(node.kernel), strides=list(node.stride),
         pads=[top, left, top, left], ceil_mode=int(node.ceil_mode), count_include_pad=int(counted),

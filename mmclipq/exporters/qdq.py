@@ -164,14 +164,14 @@ class QdqWriter:
             v = self._quantized(v, self.types[node.name], name)
         self._define(node, v)
 
-    def _pair(self, node: ir.Node, v: str) -> str:
+    def _pair(self, node: ir.Product, v: str) -> str:
         """Rounds ``v`` to codes on the way, for ONNX Runtime: to the signed codes of the node's
         range, or to a grid over the inputs that a smooth activation tells apart."""
         between = f'{self.prefix}{node.name}.between'
         kind = node.type
         if node.activation not in LINEAR:
             step, limits = math.ldexp(1.0, kind.step_exponent), self._limits(node.name)
-            added = getattr(node, 'residual', None)
+            added = node.residual
             least, most = (0.0, 0.0) if added is None else self._limits(added)
             if added is not None and node.residual_last:
                 limits = limits[0] - most, limits[1] - least
@@ -217,7 +217,7 @@ class QdqWriter:
         else:
             self._product(node, 'MatMul')
 
-    def _product(self, node: ir.Product, kind: str, **attributes: object) -> None:
+    def _product(self, node: ir.Product, kind: str, **attributes: Any) -> None:
         g, name = self.g, f'{self.prefix}{node.name}'
         folded = folded_weights(
             self.constants[node.weight], self.constants[node.multiplier],
@@ -234,11 +234,11 @@ class QdqWriter:
             if groups > 1:
                 after = scale if after is None else scale * after
                 scale = np.ones(codes.shape[1], np.float32)
-        codes = g.constant(codes, np.int8, name=f'{name}.weight')
+        weight = g.constant(codes, np.int8, name=f'{name}.weight')
         zero = g.constant(np.zeros(len(scale)), np.int8)
-        scale = g.constant(scale, np.float32, name=f'{name}.weight_scale')
+        scales = g.constant(scale, np.float32, name=f'{name}.weight_scale')
         weight = g.op(
-            'DequantizeLinear', codes, scale, zero, axis=axis, name=f'{name}.weight_value'
+            'DequantizeLinear', weight, scales, zero, axis=axis, name=f'{name}.weight_value'
         )
         shape = (-1,) if isinstance(node, ir.Linear) else (-1, 1, 1)
         if after is None and kind != 'MatMul':
@@ -252,7 +252,7 @@ class QdqWriter:
         self._finish(node, self._epilogue(node, v))
 
     def _epilogue(self, node: ir.Product, v: str) -> str:
-        first = node.residual is not None and not node.residual_last
+        added = node.residual
         fused = node.activation in ('identity', 'relu', 'relu6') and node.residual is None
         # A relu may be left out where the lowest code stands for zero.
         fused &= node.activation == 'identity' or not (node.type.signed or node.type.offset)
@@ -260,14 +260,14 @@ class QdqWriter:
         fused &= node.activation != 'relu6' or (node.type.exponent or 0) <= 2
         if self.target.extra_pairs and node.type.is_codes and not fused:
             v = self._pair(node, v)
-        if first:
-            v = self.g.op('Add', v, self._value(node.residual))
+        if added is not None and not node.residual_last:
+            v = self.g.op('Add', v, self._value(added))
         v = activated(self.g, v, node.activation, node.slope)
-        if node.residual is not None and node.residual_last:
-            v = self.g.op('Add', v, self._value(node.residual))
+        if added is not None and node.residual_last:
+            v = self.g.op('Add', v, self._value(added))
         return v
 
-    def _pointwise(self, node: ir.Node, v: str) -> None:
+    def _pointwise(self, node: ir.Activated, v: str) -> None:
         self._finish(node, activated(self.g, v, node.activation, node.slope))
 
     def _add(self, node: ir.Add) -> None:
@@ -326,6 +326,7 @@ class QdqWriter:
             mode='nearest', coordinate_transformation_mode='asymmetric', nearest_mode='floor'
         )
         if node.like is None:
+            assert node.scale is not None  # a graph has one of the two
             scales = g.floats(1.0, 1.0, *(float(s) for s in node.scale))
             self._finish(node, g.op('Resize', x, '', scales, **options))
             return

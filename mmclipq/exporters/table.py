@@ -113,7 +113,7 @@ def _step_entry(graph: ir.Int8Graph, node: ir.Node) -> dict[str, Any]:
     found: dict[str, Any] = {
         'step': node.name, 'kind': type(node).__name__, 'inputs': list(node.inputs),
     }  # fmt: skip
-    if hasattr(node, 'activation'):
+    if isinstance(node, ir.Activated):
         found['activation'] = node.activation
         found['slope'] = round(node.slope * 2**SLOPE_BITS)
     if isinstance(node, ir.Activate):

@@ -45,17 +45,19 @@ def folded_weights(
         input_step: Exponent of the input's step.
     """
     codes = weight.detach().cpu().numpy().copy()
-    factor, bias = (value.detach().cpu().double().numpy() for value in (multiplier, bias))
+    factor, added = (value.detach().cpu().double().numpy() for value in (multiplier, bias))
     scale = np.abs(factor) * math.ldexp(1.0, -input_step)
     sign = np.ones(len(codes), np.float32)
     for channel in range(len(codes)):
         if scale[channel] < _SMALLEST:
             codes[channel] = 0
-            scale[channel] = max(abs(bias[channel]), 2.0**-30) * math.ldexp(1.0, -24 - input_step)
+            scale[channel] = max(abs(float(added[channel])), 2.0**-30) * math.ldexp(
+                1.0, -24 - input_step
+            )
         elif factor[channel] < 0:
             if (codes[channel] == -128).any():
                 sign[channel] = -1
             else:
                 codes[channel] = -codes[channel]
     mixed = sign if (sign < 0).any() else None
-    return FoldedWeights(codes, scale.astype(np.float32), bias.astype(np.float32), mixed)
+    return FoldedWeights(codes, scale.astype(np.float32), added.astype(np.float32), mixed)

@@ -16,6 +16,7 @@ from torch import Tensor
 from .nodes import (
     NODE_KINDS,
     Activate,
+    Activated,
     Add,
     AvgPool,
     Concat,
@@ -68,6 +69,7 @@ __all__ = [
     'AvgPool',
     'Mul',
     'Activate',
+    'Activated',
     'NODE_KINDS',
     'Add',
     'Concat',

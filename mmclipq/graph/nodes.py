@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .norms import Affine, GroupNorm, LayerNorm
-from .products import Conv, ConvTranspose, Linear
+from .norms import Affine, GroupNorm, LayerNorm, Normalize
+from .products import Conv, ConvTranspose, Linear, Product
 from .types import Node, Ref
 
 
@@ -194,6 +194,9 @@ class FloatCall(Node):
     def inputs(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(ref.name for ref in iter_refs((self.args, self.kwargs))))
 
+
+Activated = Product | Add | Mul | Activate | Affine | Normalize
+"""Nodes that end with an activation."""
 
 NODE_KINDS: dict[str, type[Node]] = {
     kind.__name__: kind
