@@ -34,6 +34,7 @@ class Projection(nn.Linear):
     def _rows(self, packed: Tensor) -> Tensor:
         return packed[self.index * self.out_features : (self.index + 1) * self.out_features]
 
+    # Properties where nn.Linear has parameters, which MultiheadAttention keeps packed.
     @property
     def weight(self) -> Tensor | None:  # type: ignore[override]
         """Float ``(out_features, in_features)``; None where the attention has lost it."""

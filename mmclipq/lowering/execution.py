@@ -38,6 +38,7 @@ def unclipped(layer: ClipMixin, weight: Tensor) -> Iterator[None]:
     state = layer.input_exponent, layer.weight_exponent, layer.rounded
     layer.input_exponent = layer.weight_exponent = None
     layer.rounded = False
+    # Of this layer alone, and only while inside.
     layer.product_weight = lambda: weight  # type: ignore[method-assign]
     try:
         yield
