@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils import checkpoint
 
 from mmclipq.evaluation.coverage.fresh import (
-    annotations,
+    annotated,
     fresh_detector,
     number_of_classes,
     trial_config,
@@ -57,7 +57,7 @@ def detector(kind: str, with_cp: bool = False) -> tuple[nn.Module, dict]:
     change(cfg.model)
     if with_cp:
         cfg.model.backbone.with_cp = True
-    batch = synthetic_batch(SIZE, number_of_classes(cfg), 2, 0, **annotations(cfg))
+    batch = synthetic_batch(SIZE, number_of_classes(cfg), 2, 0, **annotated(cfg))
     model, _ = fresh_detector(cfg, batch, seed=0)
     return model.train(), batch
 
