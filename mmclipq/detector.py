@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, overload
 
+import torch
 from mmdet.models.dense_heads import YOLOV3Head, YOLOXHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.roi_heads import CascadeRoIHead
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from . import fixed_point as fp
 from .attention import Projection, packed_parameters, split_attention
 from .backends import Backend, build_backend
+from .boxes.fast import use_fast_boxes
 from .errors import ClipQError
 from .graph.ir import FloatCall, Int8Graph
 from .graph.signature import split_call
@@ -183,13 +185,16 @@ def _in_order(tree: Any) -> Any:
 
 
 class _Int8Head:
-    """Mixed into the dense head's class: its raw outputs were computed with the features."""
+    """Mixed into the dense head's class: its raw outputs were computed with the features.
+
+    Attributes:
+        int8_any_order (bool): Whether its code reads them whatever their order in memory is.
+    """
+
+    int8_any_order: bool
 
     def forward(self, features: DenseOutputs, *args: Any, **kwargs: Any) -> Any:
-        own_code = type(self).__mro__[2].__module__
-        decoder = getattr(type(self), 'predict_by_feat', None)
-        known = own_code.startswith('mmdet.models.') and decoder in _ANY_ORDER
-        return features.head if known else _in_order(features.head)
+        return features.head if self.int8_any_order else _in_order(features.head)
 
 
 class _Int8RoIHead:
@@ -266,7 +271,11 @@ def _attach(
     vars(detector).update(int8_head=head, int8_backend=dense, int8_boxes=list(boxes))
     vars(detector).update(int8_exponents=tuple(exponents))
     if head is not None:
-        changed.append(_mix_in(detector.get_submodule(head), _Int8Head))
+        module, stock = _mix_in(detector.get_submodule(head), _Int8Head)
+        changed.append((module, stock))
+        decoder = getattr(stock, 'predict_by_feat', None)
+        known = stock.__module__.startswith('mmdet.models.') and decoder in _ANY_ORDER
+        vars(module).update(int8_any_order=known)
     if boxes:
         roi_head = detector.get_submodule('roi_head')
         cascade = isinstance(roi_head, CascadeRoIHead)
@@ -301,7 +310,7 @@ def executing(
     finally:
         for module, stock in changed:
             module.__class__ = stock
-            for name in ('head', 'backend', 'boxes', 'levels', 'exponents'):
+            for name in ('head', 'backend', 'boxes', 'levels', 'exponents', 'any_order'):
                 module.__dict__.pop(f'int8_{name}', None)
 
 
@@ -366,4 +375,6 @@ def to_int8(
     for part in parts.modules:
         module, _ = _mix_in(detector.get_submodule(part.path), _Int8Forward)
         vars(module).update(int8_form=part.form, int8_graph=executor(part.graph))
+    if torch.device(device).type == 'cpu':
+        use_fast_boxes(detector)
     return detector

@@ -27,7 +27,7 @@ LAYERS = (
     ('attention', 'fixed_point'),
     ('graph', 'calibration'),
     ('ops', 'exporters', 'layers'),
-    ('backends', 'lowering', 'models', 'prepare'),
+    ('backends', 'boxes', 'lowering', 'models', 'prepare'),
     ('detector',),
     ('apis',),
     ('engine', 'evaluation', 'benchmark'),

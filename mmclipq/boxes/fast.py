@@ -1,0 +1,144 @@
+"""Heads that make boxes of promising places alone, by their own code."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmdet.models.roi_heads import StandardRoIHead
+from mmdet.models.roi_heads.bbox_heads import BBoxHead
+from torch import Tensor, nn
+
+from ..ops.cpu.library import why_unavailable
+from .places import Chosen, ChosenPriors, gathered, showing
+from .rules import Rule, ends_early, find_rule, worth
+from .settings import Settings, fast_settings, least_logit
+
+SWITCH = 'MMCLIPQ_FAST_BOXES'
+"""Environment variable; ``0`` leaves boxes to MMDetection."""
+
+
+def _plain(tree: Any) -> bool:
+    """Whether all tensors are float32 ones with memory on the CPU."""
+    return all(
+        type(x) is Tensor and x.device.type == 'cpu' and x.dtype == torch.float32
+        for kind in tree
+        for x in kind
+    )
+
+
+class FastDenseHead:
+    """Mixed into a dense head's class: its own code gets the places that may hold boxes.
+
+    Boxes, scores, labels and their order are those of the whole maps, to the last bit where PyTorch
+    computes the whole maps' sigmoid in one go. Where it splits that work, between threads from
+    32768 scores on or because the batch has several images, a score can differ in its last bit:
+    PyTorch rounds otherwise at the end of each share.
+    """
+
+    fast_rule: Rule
+    fast_settings: Settings
+
+    def predict_by_feat(
+        self, *maps: Any, batch_img_metas: Sequence[dict], cfg: Any = None, **options: Any
+    ) -> list:
+        """As the stock head's."""
+        outer = functools.partial(super().predict_by_feat, cfg=cfg, **options)
+        maps = tuple(kind for kind in maps if kind is not None)
+        levels = len(maps[0])
+        if cfg is not None or not _plain(maps) or any(len(kind) != levels for kind in maps):
+            return outer(*maps, batch_img_metas=batch_img_metas)
+        sizes, *others = (tuple(tuple(x.shape[2:]) for x in kind) for kind in maps)
+        if any(other != sizes for other in others):
+            return outer(*maps, batch_img_metas=batch_img_metas)
+        results = []
+        for number, meta in enumerate(batch_img_metas):
+            own = [[x[number].detach() for x in kind] for kind in maps]
+            places = tuple(
+                worth(self.fast_rule(self, own, level, self.fast_settings), math.prod(size))
+                for level, size in enumerate(sizes)
+            )
+            given = [[gathered(x, p) for x, p in zip(kind, places, strict=True)] for kind in own]
+            with showing(Chosen(sizes, places)):
+                results += super().predict_by_feat(
+                    *given, batch_img_metas=[meta], cfg=self.fast_settings, **options
+                )
+        return results
+
+
+class FastBoxHead:
+    """Mixed into a box head's class: its own code gets the regions that may hold boxes.
+
+    The share of a class in a softmax is at most the sigmoid of its logit less the background's.
+    """
+
+    fast_settings: Settings
+
+    def predict_by_feat(
+        self, rois: Sequence[Tensor], cls_scores: Sequence[Tensor], bbox_preds: Sequence[Tensor],
+        batch_img_metas: list[dict], rcnn_test_cfg: Any = None, rescale: bool = False,
+    ) -> list:  # fmt: skip
+        """As the stock head's."""
+        given = [rois, cls_scores, bbox_preds]
+        regular = all(isinstance(kind, (tuple, list)) for kind in given) and _plain(given)
+        if rcnn_test_cfg is not None and regular:
+            least = least_logit(rcnn_test_cfg.score_thr)
+            rows = [_promising(scores, least) for scores in cls_scores]
+            given = [[x[r] for x, r in zip(kind, rows, strict=True)] for kind in given]
+            rcnn_test_cfg = self.fast_settings
+        return super().predict_by_feat(*given, batch_img_metas, rcnn_test_cfg, rescale)
+
+
+def _promising(scores: Tensor, least: float) -> Tensor:
+    """Numbers of the regions with a class whose logit exceeds the background's by ``least``."""
+    if not scores.numel():
+        return torch.zeros(0, dtype=torch.int64)
+    rows = torch.nonzero(~(scores[:, :-1].amax(1) - scores[:, -1] < least)).flatten()
+    return rows if len(rows) else rows.new_zeros(1)
+
+
+@functools.cache
+def _mixed(mixin: type, kind: type) -> type:
+    return type(f'Fast{kind.__name__}', (mixin, kind), {'__doc__': mixin.__doc__})
+
+
+def _box_heads(roi_head: nn.Module) -> list[nn.Module]:
+    heads = getattr(roi_head, 'bbox_head', None)
+    return list(heads) if isinstance(heads, nn.ModuleList) else [heads] if heads else []
+
+
+def use_fast_boxes(detector: nn.Module, on: bool = True) -> None:
+    """Let a detector's heads look at promising places alone when they predict; or stop that.
+
+    Heads with code of their own for this step keep it, as do detectors on other devices than CPUs
+    and processors that the compiled operators do not know.
+    """
+    for module in detector.modules():
+        if isinstance(module, (FastDenseHead, FastBoxHead)):
+            module.__class__ = type(module).__mro__[2]
+            if isinstance(priors := vars(module).get('prior_generator'), ChosenPriors):
+                module.prior_generator = priors.stock
+    if not on or os.environ.get(SWITCH) == '0' or why_unavailable():
+        return
+    for module in list(detector.modules()):
+        if (rule := find_rule(module)) is not None:
+            module.fast_rule = rule
+            module.fast_settings = fast_settings(module.test_cfg, ends_early(module))
+            module.prior_generator = ChosenPriors(module.prior_generator)
+            module.__class__ = _mixed(FastDenseHead, type(module))
+        if isinstance(module, StandardRoIHead) and module.test_cfg:
+            for head in _box_heads(module):
+                if _has_stock_boxes(head):
+                    head.fast_settings = fast_settings(module.test_cfg, sliced=True)
+                    head.__class__ = _mixed(FastBoxHead, type(head))
+
+
+def _has_stock_boxes(head: nn.Module) -> bool:
+    names = ('predict_by_feat', '_predict_by_feat_single')
+    return not head.custom_cls_channels and all(
+        getattr(type(head), name, None) is getattr(BBoxHead, name) for name in names
+    )
