@@ -48,7 +48,9 @@ def with_company(marks):
 
 
 @pytest.mark.parametrize('order', ORDERS)
-@pytest.mark.parametrize(('groups', 'channels', 'extra'), [(1, 80, 0), (3, 1, 0), (3, 4, 5), (2, 20, 0)])  # fmt: skip
+@pytest.mark.parametrize(
+    ('groups', 'channels', 'extra'), [(1, 80, 0), (3, 1, 0), (3, 4, 5), (2, 20, 0)]
+)
 def test_places_above_a_threshold(order, groups, channels, extra):
     generator = torch.Generator().manual_seed(groups * channels)
     x = torch.randn(groups * (channels + extra), 13, 17, generator=generator)
@@ -63,7 +65,8 @@ def test_places_above_a_threshold(order, groups, channels, extra):
 @pytest.mark.parametrize(('one', 'other'), itertools.product(ORDERS, ORDERS))
 def test_a_gate_closes_its_group(one, other):
     generator = torch.Generator().manual_seed(3)
-    x, gates = torch.randn(24, 20, 31, generator=generator), torch.randn(9, 20, 31, generator=generator)  # fmt: skip
+    x = torch.randn(24, 20, 31, generator=generator)
+    gates = torch.randn(9, 20, 31, generator=generator)
     scores = Scores(3, 8, 0, 8)
     gate = gates, 1, 3, 1.0
     found = select_places(ORDERS[one](x), scores, 1.5, gate=(ORDERS[other](gates), *gate[1:]))
@@ -88,7 +91,8 @@ def test_the_largest_scores_with_all_that_may_equal_the_last(order, channels, sp
     generator = torch.Generator().manual_seed(channels)
     x = torch.randn(channels, 61, 67, generator=generator) * spread
     most = 150
-    found = set(select_places(ORDERS[order](x), Scores(1, channels, 0, channels), -20.0, most).tolist())  # fmt: skip
+    scores = Scores(1, channels, 0, channels)
+    found = set(select_places(ORDERS[order](x), scores, -20.0, most).tolist())
     values = x.flatten(1).sigmoid()
     last = values.flatten().sort(descending=True)[0][most - 1]
     wanted = torch.nonzero((values >= last).any(0)).flatten().tolist()

@@ -31,7 +31,9 @@ def boxes_of(kind: str, count: int):
     return boxes, scores
 
 
-@pytest.mark.parametrize('kind', ['plain', 'ties', 'copies', 'empty and turned', 'far off', 'not finite'])  # fmt: skip
+@pytest.mark.parametrize(
+    'kind', ['plain', 'ties', 'copies', 'empty and turned', 'far off', 'not finite']
+)
 @pytest.mark.parametrize('count', [0, 1, 2, 33, 500])
 @pytest.mark.parametrize('offset', [0, 1])
 def test_as_mmcv(kind, count, offset):
