@@ -6,7 +6,7 @@ import functools
 import math
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmdet.models.roi_heads import StandardRoIHead
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..ops.cpu.library import why_unavailable
 from .places import Chosen, ChosenPriors, gathered, showing
-from .rules import Rule, ends_early, find_rule, worth
+from .rules import DenseHead, Rule, ends_early, find_rule, worth
 from .settings import Settings, fast_settings, least_logit
 
 SWITCH = 'MMCLIPQ_FAST_BOXES'
@@ -47,26 +47,27 @@ class FastDenseHead:
         self, *maps: Any, batch_img_metas: Sequence[dict], cfg: Any = None, **options: Any
     ) -> list:
         """As the stock head's."""
-        outer = functools.partial(super().predict_by_feat, cfg=cfg, **options)
+        stock = super().predict_by_feat  # type: ignore[misc]  # of the class behind this one
         maps = tuple(kind for kind in maps if kind is not None)
         levels = len(maps[0])
         if cfg is not None or not _plain(maps) or any(len(kind) != levels for kind in maps):
-            return outer(*maps, batch_img_metas=batch_img_metas)
+            return stock(*maps, batch_img_metas=batch_img_metas, cfg=cfg, **options)
         sizes, *others = (tuple(tuple(x.shape[2:]) for x in kind) for kind in maps)
         if any(other != sizes for other in others):
-            return outer(*maps, batch_img_metas=batch_img_metas)
+            return stock(*maps, batch_img_metas=batch_img_metas, cfg=cfg, **options)
         results = []
         for number, meta in enumerate(batch_img_metas):
             own = [[x[number].detach() for x in kind] for kind in maps]
             places = tuple(
-                worth(self.fast_rule(self, own, level, self.fast_settings), math.prod(size))
+                worth(
+                    self.fast_rule(cast(DenseHead, self), own, level, self.fast_settings),
+                    math.prod(size),
+                )
                 for level, size in enumerate(sizes)
             )
             given = [[gathered(x, p) for x, p in zip(kind, places, strict=True)] for kind in own]
             with showing(Chosen(sizes, places)):
-                results += super().predict_by_feat(
-                    *given, batch_img_metas=[meta], cfg=self.fast_settings, **options
-                )
+                results += stock(*given, batch_img_metas=[meta], cfg=self.fast_settings, **options)
         return results
 
 
@@ -90,7 +91,8 @@ class FastBoxHead:
             rows = [_promising(scores, least) for scores in cls_scores]
             given = [[x[r] for x, r in zip(kind, rows, strict=True)] for kind in given]
             rcnn_test_cfg = self.fast_settings
-        return super().predict_by_feat(*given, batch_img_metas, rcnn_test_cfg, rescale)
+        stock = super().predict_by_feat  # type: ignore[misc]  # of the class behind this one
+        return stock(*given, batch_img_metas, rcnn_test_cfg, rescale)
 
 
 def _promising(scores: Tensor, least: float) -> Tensor:
@@ -126,19 +128,27 @@ def use_fast_boxes(detector: nn.Module, on: bool = True) -> None:
         return
     for module in list(detector.modules()):
         if (rule := find_rule(module)) is not None:
-            module.fast_rule = rule
-            module.fast_settings = fast_settings(module.test_cfg, ends_early(module))
-            module.prior_generator = ChosenPriors(module.prior_generator)
-            module.__class__ = _mixed(FastDenseHead, type(module))
+            config, priors = vars(module)['test_cfg'], vars(module)['prior_generator']
+            vars(module).update(
+                fast_rule=rule,
+                fast_settings=fast_settings(config, ends_early(module)),
+                prior_generator=ChosenPriors(priors),
+            )
+            _mix_in(module, FastDenseHead)
         if isinstance(module, StandardRoIHead) and module.test_cfg:
             for head in _box_heads(module):
                 if _has_stock_boxes(head):
-                    head.fast_settings = fast_settings(module.test_cfg, sliced=True)
-                    head.__class__ = _mixed(FastBoxHead, type(head))
+                    vars(head).update(fast_settings=fast_settings(module.test_cfg, sliced=True))
+                    _mix_in(head, FastBoxHead)
+
+
+def _mix_in(module: nn.Module, mixin: type) -> None:
+    kind: type = type(module)
+    module.__class__ = _mixed(mixin, kind)
 
 
 def _has_stock_boxes(head: nn.Module) -> bool:
     names = ('predict_by_feat', '_predict_by_feat_single')
-    return not head.custom_cls_channels and all(
+    return not getattr(head, 'custom_cls_channels', False) and all(
         getattr(type(head), name, None) is getattr(BBoxHead, name) for name in names
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from mmdet.models.dense_heads import GFLHead, RPNHead, YOLOV3Head, YOLOXHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
@@ -13,12 +13,29 @@ from ..ops.cpu.boxes import Scores, select_places
 from .places import Places
 from .settings import Settings, least_logit
 
-Rule = Callable[[nn.Module, Sequence[Sequence[Tensor]], int, Settings], Tensor]
+
+class DenseHead(Protocol):
+    """What rules read of a head; each head has what its own rule reads.
+
+    Attributes:
+        cls_out_channels: Scores of an anchor, the background's included.
+        use_sigmoid_cls: Whether classes have sigmoids, and not a softmax with the background.
+        num_base_priors: Anchors of a place.
+        num_attrib: Channels of an anchor of YOLOv3.
+    """
+
+    cls_out_channels: int
+    use_sigmoid_cls: bool
+    num_base_priors: int
+    num_attrib: int
+
+
+Rule = Callable[[DenseHead, Sequence[Sequence[Tensor]], int, Settings], Tensor]
 """From a head, its maps (kinds of outputs, levels of each, ``(C, H, W)``), the level and the test
 config to the places of that level which may hold a box that the head's own code would keep."""
 
 
-def _classes(head: nn.Module, cls_score: Tensor) -> Scores:
+def _classes(head: DenseHead, cls_score: Tensor) -> Scores:
     channels = head.cls_out_channels
     groups = cls_score.shape[0] // channels
     if head.use_sigmoid_cls:
@@ -27,7 +44,7 @@ def _classes(head: nn.Module, cls_score: Tensor) -> Scores:
 
 
 def _thresholded(
-    head: nn.Module, maps: Sequence[Sequence[Tensor]], level: int, settings: Settings
+    head: DenseHead, maps: Sequence[Sequence[Tensor]], level: int, settings: Settings
 ) -> Tensor:
     """``filter_scores_and_topk`` of a level: scores above ``score_thr``, the ``nms_pre`` largest.
 
@@ -40,7 +57,7 @@ def _thresholded(
 
 
 def _proposals(
-    head: nn.Module, maps: Sequence[Sequence[Tensor]], level: int, settings: Settings
+    head: DenseHead, maps: Sequence[Sequence[Tensor]], level: int, settings: Settings
 ) -> Tensor:
     """The ``nms_pre`` best of a level, whatever their scores are."""
     cls_score = maps[0][level]
@@ -49,7 +66,7 @@ def _proposals(
 
 
 def _yolov3(
-    head: nn.Module, maps: Sequence[Sequence[Tensor]], level: int, settings: Settings
+    head: DenseHead, maps: Sequence[Sequence[Tensor]], level: int, settings: Settings
 ) -> Tensor:
     """Anchors whose objectness reaches ``conf_thr`` with a class above ``score_thr``."""
     pred_map = maps[0][level]
@@ -60,7 +77,7 @@ def _yolov3(
 
 
 def _yolox(
-    head: nn.Module, maps: Sequence[Sequence[Tensor]], level: int, settings: Settings
+    head: DenseHead, maps: Sequence[Sequence[Tensor]], level: int, settings: Settings
 ) -> Tensor:
     """Objectness times the best class reaches ``score_thr`` only where both do."""
     cls_score, objectness = maps[0][level], maps[2][level]
@@ -86,8 +103,8 @@ _POST = {*_SLICED, YOLOXHead._bbox_post_process}
 def find_rule(head: nn.Module) -> Rule | None:
     """The rule for a dense head of MMDetection or one derived from it; None for another."""
     kind = type(head)
-    names = ('predict_by_feat', '_predict_by_feat_single')
-    rule = _RULES.get(tuple(getattr(kind, name, None) for name in names))
+    several = getattr(kind, 'predict_by_feat', None)
+    rule = _RULES.get((several, getattr(kind, '_predict_by_feat_single', None)))
     if rule is None or getattr(kind, '_bbox_post_process', None) not in _POST:
         return None
     if getattr(getattr(head, 'loss_cls', None), 'custom_cls_channels', False):
@@ -98,7 +115,7 @@ def find_rule(head: nn.Module) -> Rule | None:
 
 def ends_early(head: nn.Module) -> bool:
     """Whether the head keeps its first ``max_per_img`` boxes after suppression and no others."""
-    return type(head)._bbox_post_process in _SLICED
+    return getattr(type(head), '_bbox_post_process', None) in _SLICED
 
 
 def worth(places: Tensor, count: int) -> Places:
