@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from . import fixed_point as fp
 from .attention import Projection, packed_parameters, split_attention
 from .backends import Backend, build_backend
-from .boxes.fast import use_fast_boxes
 from .errors import ClipQError
 from .graph.ir import FloatCall, Int8Graph
 from .graph.signature import split_call
+from .pipeline.switch import use_quick_pipeline
 
 
 class Executor(Protocol):
@@ -376,5 +376,6 @@ def to_int8(
         module, _ = _mix_in(detector.get_submodule(part.path), _Int8Forward)
         vars(module).update(int8_form=part.form, int8_graph=executor(part.graph))
     if torch.device(device).type == 'cpu':
-        use_fast_boxes(detector)
+        entry = None if dense is None or dense.entry is None else dense.entry.type
+        use_quick_pipeline(detector, entry=entry)
     return detector

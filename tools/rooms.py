@@ -27,7 +27,7 @@ LAYERS = (
     ('attention', 'fixed_point'),
     ('graph', 'calibration'),
     ('ops', 'exporters', 'layers'),
-    ('backends', 'boxes', 'lowering', 'models', 'prepare'),
+    ('backends', 'lowering', 'models', 'pipeline', 'prepare'),
     ('detector',),
     ('apis',),
     ('engine', 'evaluation', 'benchmark'),

@@ -79,6 +79,18 @@ def build_backend(
     return backend_class(name, device)(graph, islands, device)
 
 
+def find_entry(graph: ir.Int8Graph) -> ir.Quantize | None:
+    """The step that makes codes of the graph's only input, if nothing else reads that."""
+    inputs = [node for node in graph.nodes if isinstance(node, ir.Input)]
+    if len(inputs) != 1 or inputs[0].type.is_codes:
+        return None
+    kept = {ref.name for ref in ir.iter_refs(graph.outputs)}
+    readers = [node for node in graph.nodes if inputs[0].name in node.inputs]
+    if inputs[0].name in kept or len(readers) != 1 or not isinstance(readers[0], ir.Quantize):
+        return None
+    return readers[0]
+
+
 class Backend(ABC):
     """Executes an ``Int8Graph``.
 
@@ -96,6 +108,7 @@ class Backend(ABC):
         name: What it is called.
         fallback: Name of the backend that takes its place where it cannot run, on devices where
             ``'auto'`` would try that one; None if there is none.
+        entry: From :func:`find_entry`; its codes may be given in place of the float32 input.
     """
 
     name: str
@@ -113,6 +126,7 @@ class Backend(ABC):
             if isinstance(node, ir.FloatCall):
                 check_call(node)
         self.graph = graph
+        self.entry = find_entry(graph)
         self.types = graph.tensors
         self.islands = islands
         self.device = torch.device(device)
@@ -132,7 +146,7 @@ class Backend(ABC):
 
         Args:
             *inputs: One tensor for each input node in order: codes as another graph on this backend
-                gives them, or float32 values.
+                gives them, float32 values, or in place of these the codes of :attr:`entry`.
             observe: Called with each node and its result, for tests and reports.
 
         Raises:
@@ -177,11 +191,20 @@ class Backend(ABC):
         if not isinstance(x, Tensor):  # a number that a module is called with
             return x
         if not node.type.is_codes:
+            if self._is_entry(x):
+                kind = self.entry.type
+                x = fp.decode(x, kind.exponent, offset=kind.offset)  # encoding gives them again
             return x.to(self.device, torch.float32 if x.is_floating_point() else x.dtype)
         wanted = fp.code_dtype(node.type.signed)
         if x.dtype != wanted:
             raise ir.GraphError(f'{node.name}: found an input of {x.dtype}, wanted {wanted}')
         return self.from_codes(node, x.to(self.device))
+
+    def _is_entry(self, x: Any) -> bool:
+        """Whether ``x`` holds codes of :attr:`entry`."""
+        if self.entry is None or not isinstance(x, Tensor):
+            return False
+        return x.dtype == fp.code_dtype(self.entry.type.signed)
 
     def _output(self, name: str, values: Mapping[str, Any]) -> Any:
         node = self._nodes[name]

@@ -47,6 +47,11 @@ class Part:
     ended: tuple[str, ...]
     regions: dict[str, str]
 
+    @property
+    def key(self) -> tuple[tuple[str, ...], ...]:
+        """What tells it from other parts of its graph."""
+        return self.inputs, self.outputs
+
 
 @dataclass
 class Planned:
@@ -63,16 +68,27 @@ class Planned:
     spans: dict[str, tuple[int, int]]
 
 
+<<<<<<< HEAD
 P = TypeVar('P', bound=Planned)
 
 
 def group(nodes: Sequence[ir.Node], in_python: set[str]) -> Iterator[tuple[bool, list[ir.Node]]]:
+=======
+def group(
+    nodes: Sequence[ir.Node], in_python: set[str], given: Sequence[str] = ()
+) -> Iterator[tuple[bool, list[ir.Node]]]:
+>>>>>>> 508244e (Images become codes by tables, in one compiled pass; graphs begin with codes, too; one switch for what stands around them)
     """The nodes in an order that returns to Python as rarely as can be.
+
+    Args:
+        nodes: In execution order.
+        in_python: Names of those that no program runs.
+        given: Names of those whose results are there already, besides inputs.
 
     Yields:
         Whether the nodes run in a program, and the nodes: all that are ready, or one for Python.
     """
-    done = {node.name for node in nodes if isinstance(node, ir.Input)}
+    done = {node.name for node in nodes if isinstance(node, ir.Input)} | set(given)
     rest = [node for node in nodes if node.name not in done]
     while rest:
         for compiled in (True, False):
@@ -120,7 +136,13 @@ class CompiledBackend(ReferenceBackend, Generic[P]):
             if node.name not in self._in_python
         }
         self._lock = threading.RLock()
+        self._plan_parts()
+
+    def _plan_parts(self) -> None:
+        """Parts from the inputs on, and from the codes of the entry on."""
         self._parts = self._find_parts()
+        entry = [] if self.entry is None else [self.entry.name]
+        self._parts_behind_entry = self._find_parts(entry)
 
     def has_step(self, node: ir.Node) -> bool:
         """Whether a program of this device can run ``node``; else it runs in Python."""
@@ -181,9 +203,9 @@ class CompiledBackend(ReferenceBackend, Generic[P]):
         multiplier, bias = self.constants[node.multiplier], self.constants[node.bias]
         return self.layer(node, weight, multiplier, bias, self.types[node.x], residual)
 
-    def _find_parts(self) -> list[Part]:
+    def _find_parts(self, given_nodes: Sequence[str] = ()) -> list[Part]:
         kept = {ref.name for ref in ir.iter_refs(self.graph.outputs)}
-        groups = list(group(self.graph.nodes, self._in_python))
+        groups = list(group(self.graph.nodes, self._in_python, given_nodes))
         last_read: dict[str, int] = {}
         for index, (_, nodes) in enumerate(groups):
             for node in nodes:
@@ -217,13 +239,19 @@ class CompiledBackend(ReferenceBackend, Generic[P]):
     def run(self, *inputs: Tensor, observe: Observe | None = None) -> Any:
         values: dict[str, Any] = {}
         given = iter(inputs)
+        parts = self._parts
         for node in self.graph.nodes:
             if isinstance(node, ir.Input):
-                values[node.name] = self._read_input(node, next(given))
+                x = next(given)
+                if self._is_entry(x):
+                    node, parts = self.entry, self._parts_behind_entry
+                    values[node.name] = x.to(self.device)
+                else:
+                    values[node.name] = self._read_input(node, x)
                 if observe is not None:
                     observe(node, values[node.name])
         try:
-            for part in self._parts:
+            for part in parts:
                 if part.compiled and all(values[name].numel() for name in part.inputs[:1]):
                     self._run_program(part, values, observe)
                 else:
@@ -233,7 +261,7 @@ class CompiledBackend(ReferenceBackend, Generic[P]):
         except Unplannable as error:  # from now on in Python
             with self._lock:
                 self._in_python.add(error.node.name)
-                self._parts = self._find_parts()
+                self._plan_parts()
             return self.run(*inputs, observe=observe)
         return ir.map_refs(self.graph.outputs, lambda ref: self._output(ref.name, values))
 

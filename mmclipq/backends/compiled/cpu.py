@@ -77,11 +77,11 @@ class CpuBackend(CompiledBackend[_CpuPlanned]):
     def _planned_for(
         self, part: Part, shapes: tuple[torch.Size, ...], planes: frozenset[str], watched: bool
     ) -> _CpuPlanned:
-        key = part.outputs, shapes, planes, torch.get_num_threads()
+        key = part.key, shapes, planes, torch.get_num_threads()
         with self._lock:
             found = self._planned.get(key)
             if found is None:
-                kept = [k for k in self._planned if k[0] == part.outputs]
+                kept = [k for k in self._planned if k[0] == part.key]
                 later = [k for k in kept if self._planned[k].freed]
                 freed = len(kept) - len(later) >= MAX_SHAPES
                 planner = CpuPlanner(*self._to_plan(part, shapes, planes), freed=freed)

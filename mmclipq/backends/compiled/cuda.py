@@ -88,12 +88,12 @@ class CudaBackend(CompiledBackend[CudaPlanned]):
     def _planned_for(
         self, part: Part, shapes: tuple[torch.Size, ...], planes: frozenset[str], watched: bool
     ) -> CudaPlanned:
-        key = part.outputs, shapes, planes, watched
+        key = part.key, shapes, planes, watched
         with self._lock, self._current_device():
             found = self._planned.get(key)
             if found is None:
                 found = self._plan(part, shapes, planes, watched)
-                kept = [k for k in self._planned if k[0] == part.outputs]
+                kept = [k for k in self._planned if k[0] == part.key]
                 if len(kept) >= MAX_SHAPES:
                     evicted = self._planned.pop(kept[0])
                     if evicted.event is not None:  # another stream may still be in its memory

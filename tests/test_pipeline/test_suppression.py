@@ -4,8 +4,8 @@ import mmcv.ops
 import pytest
 import torch
 
-from mmclipq.boxes import suppression
 from mmclipq.ops.cpu.library import why_unavailable
+from mmclipq.pipeline import suppression
 
 pytestmark = pytest.mark.skipif(bool(why_unavailable()), reason='no compiled CPU operators')
 

@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from mmclipq.boxes.settings import least_logit
 from mmclipq.ops.cpu.boxes import Scores, select_places
 from mmclipq.ops.cpu.library import why_unavailable
+from mmclipq.pipeline.settings import least_logit
 
 pytestmark = pytest.mark.skipif(bool(why_unavailable()), reason='no compiled CPU operators')
 

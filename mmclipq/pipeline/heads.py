@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import os
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -13,13 +11,10 @@ from mmdet.models.roi_heads import StandardRoIHead
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from torch import Tensor, nn
 
-from ..ops.cpu.library import why_unavailable
+from .mixing import mix_in
 from .places import Chosen, ChosenPriors, gathered, showing
 from .rules import DenseHead, Rule, ends_early, find_rule, worth
 from .settings import Settings, fast_settings, least_logit
-
-SWITCH = 'MMCLIPQ_FAST_BOXES'
-"""Environment variable; ``0`` leaves boxes to MMDetection."""
 
 
 def _plain(tree: Any) -> bool:
@@ -103,29 +98,16 @@ def _promising(scores: Tensor, least: float) -> Tensor:
     return rows if len(rows) else rows.new_zeros(1)
 
 
-@functools.cache
-def _mixed(mixin: type, kind: type) -> type:
-    return type(f'Fast{kind.__name__}', (mixin, kind), {'__doc__': mixin.__doc__})
-
-
 def _box_heads(roi_head: nn.Module) -> list[nn.Module]:
     heads = getattr(roi_head, 'bbox_head', None)
     return list(heads) if isinstance(heads, nn.ModuleList) else [heads] if heads else []
 
 
-def use_fast_boxes(detector: nn.Module, on: bool = True) -> None:
-    """Let a detector's heads look at promising places alone when they predict; or stop that.
+def quicken_heads(detector: nn.Module) -> None:
+    """Let a detector's heads look at promising places alone when they predict.
 
-    Heads with code of their own for this step keep it, as do detectors on other devices than CPUs
-    and processors that the compiled operators do not know.
+    Heads with code of their own for this step keep it.
     """
-    for module in detector.modules():
-        if isinstance(module, (FastDenseHead, FastBoxHead)):
-            module.__class__ = type(module).__mro__[2]
-            if isinstance(priors := vars(module).get('prior_generator'), ChosenPriors):
-                module.prior_generator = priors.stock
-    if not on or os.environ.get(SWITCH) == '0' or why_unavailable():
-        return
     for module in list(detector.modules()):
         if (rule := find_rule(module)) is not None:
             config, priors = vars(module)['test_cfg'], vars(module)['prior_generator']
@@ -134,17 +116,12 @@ def use_fast_boxes(detector: nn.Module, on: bool = True) -> None:
                 fast_settings=fast_settings(config, ends_early(module)),
                 prior_generator=ChosenPriors(priors),
             )
-            _mix_in(module, FastDenseHead)
+            mix_in(module, FastDenseHead)
         if isinstance(module, StandardRoIHead) and module.test_cfg:
             for head in _box_heads(module):
                 if _has_stock_boxes(head):
                     vars(head).update(fast_settings=fast_settings(module.test_cfg, sliced=True))
-                    _mix_in(head, FastBoxHead)
-
-
-def _mix_in(module: nn.Module, mixin: type) -> None:
-    kind: type = type(module)
-    module.__class__ = _mixed(mixin, kind)
+                    mix_in(head, FastBoxHead)
 
 
 def _has_stock_boxes(head: nn.Module) -> bool:

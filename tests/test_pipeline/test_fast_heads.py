@@ -12,8 +12,9 @@ from mmengine.config import Config
 
 from mmclipq.apis import build_detector
 from mmclipq.apis.mmdet_tools import find_config
-from mmclipq.boxes.fast import SWITCH, FastBoxHead, FastDenseHead, use_fast_boxes
 from mmclipq.ops.cpu.library import why_unavailable
+from mmclipq.pipeline.heads import FastBoxHead, FastDenseHead
+from mmclipq.pipeline.switch import SWITCH, use_quick_pipeline
 
 pytestmark = pytest.mark.skipif(bool(why_unavailable()), reason='no compiled CPU operators')
 
@@ -128,7 +129,7 @@ def stable(monkeypatch):
 
 
 def switched(head):
-    use_fast_boxes(head)
+    use_quick_pipeline(head)
     assert isinstance(head, FastDenseHead)
     return head
 
@@ -194,13 +195,13 @@ def test_a_threshold_of_the_config_is_the_one_that_counts(stable):
     other = Config(dict(head.test_cfg, score_thr=0.97))
     wanted = predicted(head, kinds, 192, cfg=other)
     assert 0 < len(wanted[0]) < 100
-    use_fast_boxes(head, on=False)
+    use_quick_pipeline(head, on=False)
     assert same(predicted(head, kinds, 192, cfg=other), wanted)
 
 
 def test_a_loosened_rule_would_be_seen(stable, monkeypatch):
     """The comparison above fails where a place is lost."""
-    from mmclipq.boxes import rules
+    from mmclipq.pipeline import rules
 
     head = head_of(model_config(DENSE['RetinaNet']))
     kinds = outputs_of('RetinaNet', head, 192)
@@ -238,11 +239,11 @@ class OwnDecoding(RetinaHead):
 def test_heads_with_code_of_their_own_keep_it():
     head = head_of(model_config(DENSE['RetinaNet']))
     head.__class__ = OwnDecoding
-    use_fast_boxes(head)
+    use_quick_pipeline(head)
     assert type(head) is OwnDecoding
     for config in ('detr_r50_8xb2-150e_coco.py', 'centernet_r18_8xb16-crop512-140e_coco.py'):
         other = build_detector(model_config(config), random=True)
-        use_fast_boxes(other)
+        use_quick_pipeline(other)
         assert not any(isinstance(m, FastDenseHead) for m in other.modules())
 
 
@@ -250,13 +251,13 @@ def test_switches(monkeypatch):
     head = head_of(model_config(DENSE['FCOS']))
     stock, priors = type(head), head.prior_generator
     monkeypatch.setenv(SWITCH, '0')
-    use_fast_boxes(head)
+    use_quick_pipeline(head)
     assert type(head) is stock
     monkeypatch.delenv(SWITCH)
     for _ in range(2):  # once more changes nothing
         assert isinstance(switched(head).prior_generator.stock, type(priors))
     assert type(copy.deepcopy(head)) is type(head)
-    use_fast_boxes(head, on=False)
+    use_quick_pipeline(head, on=False)
     assert type(head) is stock
     assert head.prior_generator is priors
 
@@ -287,7 +288,7 @@ def test_boxes_of_regions(score_thr, two_stages, stable):
         return detector.roi_head.bbox_head.predict_by_feat(*given, rescale=True)
 
     wanted = predict()
-    use_fast_boxes(detector)
+    use_quick_pipeline(detector)
     assert isinstance(detector.roi_head.bbox_head, FastBoxHead)
     assert (len(wanted[0]) > 0) == (score_thr < 1)
     assert same(predict(), wanted)
@@ -300,7 +301,7 @@ def test_a_whole_detector_of_two_stages(two_stages, stable):
     sample = DetDataSample(metainfo=metas(96)[0] | dict(batch_input_shape=(96, 128)))
     with torch.no_grad():
         wanted = detector.predict(images, [copy.deepcopy(sample)])[0].pred_instances
-        use_fast_boxes(detector)
+        use_quick_pipeline(detector)
         assert isinstance(detector.rpn_head, FastDenseHead)
         found = detector.predict(images, [copy.deepcopy(sample)])[0].pred_instances
     assert len(wanted) > 50
