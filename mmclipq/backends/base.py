@@ -191,9 +191,9 @@ class Backend(ABC):
         if not isinstance(x, Tensor):  # a number that a module is called with
             return x
         if not node.type.is_codes:
-            if self._is_entry(x):
-                kind = self.entry.type
-                x = fp.decode(x, kind.exponent, offset=kind.offset)  # encoding gives them again
+            if self.entry is not None and self._is_entry(x):
+                kind = self.entry.type  # encoding gives the same codes again
+                x = fp.decode(x, kind.range_exponent, offset=kind.offset)
             return x.to(self.device, torch.float32 if x.is_floating_point() else x.dtype)
         wanted = fp.code_dtype(node.type.signed)
         if x.dtype != wanted:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from mmdet.models.data_preprocessors import DetDataPreprocessor
@@ -44,10 +44,9 @@ class PixelCodes:
 
     @staticmethod
     def _encoded(values: Tensor, kind: TensorType) -> Tensor:
-        assert kind.exponent is not None
-        return fp.encode(values.cpu(), kind.exponent, kind.signed, offset=kind.offset)
+        return fp.encode(values.cpu(), kind.range_exponent, kind.signed, offset=kind.offset)
 
-    def fits(self, images: Any) -> bool:
+    def fits(self, images: Any) -> TypeGuard[Sequence[Tensor]]:
         """Whether ``images`` is a list of 8-bit images with the channels of the tables."""
         if not isinstance(images, (list, tuple)) or not images:
             return False

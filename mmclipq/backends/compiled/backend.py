@@ -68,16 +68,12 @@ class Planned:
     spans: dict[str, tuple[int, int]]
 
 
-<<<<<<< HEAD
 P = TypeVar('P', bound=Planned)
 
 
-def group(nodes: Sequence[ir.Node], in_python: set[str]) -> Iterator[tuple[bool, list[ir.Node]]]:
-=======
 def group(
     nodes: Sequence[ir.Node], in_python: set[str], given: Sequence[str] = ()
 ) -> Iterator[tuple[bool, list[ir.Node]]]:
->>>>>>> 508244e (Images become codes by tables, in one compiled pass; graphs begin with codes, too; one switch for what stands around them)
     """The nodes in an order that returns to Python as rarely as can be.
 
     Args:
@@ -242,14 +238,15 @@ class CompiledBackend(ReferenceBackend, Generic[P]):
         parts = self._parts
         for node in self.graph.nodes:
             if isinstance(node, ir.Input):
+                first: ir.Node = node
                 x = next(given)
-                if self._is_entry(x):
-                    node, parts = self.entry, self._parts_behind_entry
-                    values[node.name] = x.to(self.device)
+                if self.entry is not None and self._is_entry(x):
+                    first, parts = self.entry, self._parts_behind_entry
+                    values[first.name] = x.to(self.device)
                 else:
-                    values[node.name] = self._read_input(node, x)
+                    values[first.name] = self._read_input(node, x)
                 if observe is not None:
-                    observe(node, values[node.name])
+                    observe(first, values[first.name])
         try:
             for part in parts:
                 if part.compiled and all(values[name].numel() for name in part.inputs[:1]):
