@@ -1,9 +1,12 @@
 #!/usr/bin/env python
 """Time a detector in every runtime at hand, in turn, in one run.
 
-Compared are the dense part (backbone, neck, dense head) at each number of threads and each batch
-size, RoIAlign with the box heads of a two-stage detector, the way from an image tensor to boxes,
-and on a CPU what a start takes in a fresh process. With --device cuda the rows are PyTorch's and
+With --images it is the whole way from encoded images to boxes, with a trained checkpoint: decoding,
+resizing, normalizing, the network, boxes, each stage's time, in float and in int8.
+
+Else compared are the dense part (backbone, neck, dense head) at each number of threads and each
+batch size, RoIAlign with the box heads of a two-stage detector, the way from an image tensor to
+boxes, and on a CPU what a start takes in a fresh process. With --device cuda the rows are PyTorch's and
 mmclipq's on a GPU, timed by its events. Rows that cannot run are left out with a line that says
 why; of those on a CPU, pip install 'mmclipq[bench]' brings all.
 Without a checkpoint the weights are fresh ones, which take the same time.
@@ -16,6 +19,9 @@ import tempfile
 from pathlib import Path
 
 from _tool import run
+
+IMAGES = 16
+"""Images that are timed and that calibrate."""
 
 
 def numbers(text: str) -> list[int]:
@@ -32,7 +38,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument('config', help="detector config, or the name of one of mmdet's")
     parser.add_argument('checkpoint', nargs='?', help='float checkpoint (.pth)')
-    parser.add_argument('--shape', type=int, nargs=2, required=True, metavar=('H', 'W'))
+    parser.add_argument('--shape', type=int, nargs=2, metavar=('H', 'W'))
+    parser.add_argument(
+        '--images', type=Path, metavar='FOLDER', help='time the way from these to boxes'
+    )
     parser.add_argument(
         '--threads', type=numbers, help="numbers with commas (default: 1 and all of torch's)"
     )
@@ -57,7 +66,14 @@ def main(arguments: list[str]) -> None:
     args.config = find_config(args.config)
     if args.checkpoint:
         check_file(args.checkpoint, 'a float checkpoint (.pth)')
-    check_range('--shape', min(args.shape), 1)
+    if (args.shape is None) == (args.images is None):
+        raise ClipQError('found neither or both of --shape and --images, wanted one of them')
+    if args.images and not args.checkpoint:
+        raise ClipQError('--images: found no checkpoint, wanted a trained one to find boxes with')
+    if args.images and not args.images.is_dir():
+        raise ClipQError(f'{args.images}: found no folder, wanted one with images')
+    if args.shape:
+        check_range('--shape', min(args.shape), 1)
     check_range('--rounds', args.rounds, 1)
     if args.json:
         check_out(args.json, '.json')
@@ -82,6 +98,14 @@ def main(arguments: list[str]) -> None:
         if args.threads:
             raise ClipQError(f'--threads: found it with --device {args.device}, wanted it on a CPU')
         threads = threads[-1:]
+    for path in (args.json, args.chart):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    if args.images:
+        figures = time_images(args, platform, wanted, cfg, threads)
+        if args.json:
+            args.json.write_text(json.dumps(figures, indent=2) + '\n')
+        return
     batches = args.batch or platform.batches
     images = torch.randn(max(batches), 3, *args.shape).to(platform.device)
     if args.start:
@@ -89,9 +113,6 @@ def main(arguments: list[str]) -> None:
         start = measure_start(name, Setting(cfg, images[:1], threads[-1]), Path(path))
         print(json.dumps(start.as_dict()))
         return
-    for path in (args.json, args.chart):
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
     settings = [Setting(cfg, images[:batch], n) for n in threads for batch in batches]
     with tempfile.TemporaryDirectory() as folder:
         figures, panels = compare(args, platform, wanted, settings, Path(folder))
@@ -116,7 +137,7 @@ def compare(args, platform, wanted, settings, folder):
         load_float_checkpoint(stock, args.checkpoint)
     model.load_state_dict(stock.state_dict())
     image = settings[0].images[:1].cpu()
-    subject = Subject(cfg, stock, model, quantize(model, [image]), image)
+    subject = Subject(cfg, stock, model, quantize(model, [image]), [image])
     files = save_files(platform, wanted, subject, folder)
     starts = []
     if platform.device.type == 'cpu':
@@ -133,6 +154,37 @@ def compare(args, platform, wanted, settings, folder):
     if not comparison.panels:
         raise ClipQError('found no row that runs, wanted one; the lines above say why')
     return comparison.figures, comparison.panels
+
+
+def time_images(args, platform, wanted, cfg, threads):
+    """Print the way from encoded images to boxes; returns the figures for JSON."""
+    from mmclipq.apis import build_detector, load_float_checkpoint, quantize
+    from mmclipq.benchmark.peers import Subject
+    from mmclipq.benchmark.run import save_files
+    from mmclipq.benchmark.whole_way import array_pipeline, measure_ways, read_images, ways_table
+    from mmclipq.errors import ClipQError
+
+    if platform.device.type != 'cpu':
+        raise ClipQError(f'--images: found it with --device {args.device}, wanted it on a CPU')
+    stock, model = (build_detector(cfg.model).eval() for _ in range(2))
+    load_float_checkpoint(stock, args.checkpoint)
+    model.load_state_dict(stock.state_dict())
+    pipeline = array_pipeline(cfg)
+    encoded, ready = read_images(args.images, IMAGES, stock, pipeline)
+    subject = Subject(cfg, stock, model, quantize(model, ready), ready)
+    figures = {'machine': platform.machine(), 'images': len(encoded), 'ways': []}
+    with tempfile.TemporaryDirectory() as folder:
+        files = save_files(platform, wanted, subject, Path(folder))
+        for count in threads:
+            times, left = measure_ways(subject, files, encoded, pipeline, count, args.rounds)
+            for name, reason in left.items():
+                print(f'{name}: left out, {reason}')
+            size = 'x'.join(map(str, subject.image.shape[2:]))
+            title = f'{len(encoded)} images, {size}, {count} thread{"s" * (count != 1)}'
+            print('\n' + ways_table(times, title))
+            rows = [row.as_dict() for row in times]
+            figures['ways'].append({'threads': count, 'rows': rows, 'left_out': left})
+    return figures
 
 
 def time_starts(args, platform, files, threads):

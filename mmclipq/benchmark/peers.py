@@ -6,7 +6,7 @@ Each peer writes a file once and loads it for every setting, as somebody would w
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from ..apis import Quantized, save_int8
 from ..lowering.capture import capture
 from .parts import FloatWay, Int8Way, Run, Setting
 
+Outputs = Callable[[Tensor], Sequence[Tensor]]
+"""From float32 images ``(N, C, H, W)`` to the dense part's outputs, one after another."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -29,15 +32,19 @@ class Subject:
         stock: The float detector, in evaluation mode.
         model: The same with clipped layers, from which ``quantized`` was made.
         quantized: Its integer graphs.
-        image: Float32 image ``(1, C, H, W)`` that calibrates the other runtimes' int8 models: their
-            time does not depend on it.
+        images: Float32 images ``(1, C, H, W)`` of one size, which calibrate other runtimes' int8.
     """
 
     cfg: Config
     stock: nn.Module
     model: nn.Module
     quantized: Quantized
-    image: Tensor
+    images: Sequence[Tensor]
+
+    @property
+    def image(self) -> Tensor:
+        """The first one, where one is enough."""
+        return self.images[0]
 
     def dense_part(self) -> nn.Module:
         """Backbone, neck and dense head in float, with one tuple of tensors as output."""
@@ -58,6 +65,8 @@ class Peer:
             regions; None if the peer has no such row.
         whole: From the file to what has mmdet's ``predict``; None if the peer has no such row.
         obstacle: Why the peer cannot run although all is installed; empty if it can.
+        outputs: From the file to what computes the dense part's outputs of images that it is
+            given; None if the peer is not a runtime of its own.
     """
 
     packages: tuple[str, ...]
@@ -67,6 +76,7 @@ class Peer:
     regions: Callable[[Setting, Path], Run] | None = None
     whole: Callable[[Setting, Path], Any] | None = None
     obstacle: Callable[[], str] = str
+    outputs: Callable[[Setting, Path], Outputs] | None = None
 
     @property
     def missing(self) -> str:
@@ -122,7 +132,7 @@ def _save_onnx_int8(subject: Subject, folder: Path) -> Path:
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    images = iter([{'image': subject.image.numpy()}])
+    images = iter([{'image': image.numpy()} for image in subject.images])
 
     class Reader(CalibrationDataReader):
         def get_next(self):
@@ -135,15 +145,18 @@ def _save_onnx_int8(subject: Subject, folder: Path) -> Path:
     return path
 
 
-def _load_onnxruntime(setting: Setting, path: Path) -> Run:
+def _onnxruntime(setting: Setting, path: Path) -> Outputs:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = setting.threads
     options.add_free_dimension_override_by_name('batch', len(setting.images))
     session = onnxruntime.InferenceSession(str(path), options, ['CPUExecutionProvider'])
-    feed = {'image': setting.images.numpy()}
-    return lambda: session.run(None, feed)
+
+    def outputs(images: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(x) for x in session.run(None, {'image': images.numpy()})]
+
+    return outputs
 
 
 def _converted(subject: Subject) -> Any:
@@ -167,13 +180,13 @@ def _save_openvino_int8(subject: Subject, folder: Path) -> Path:
     import openvino
 
     path = folder / 'int8.xml'
-    data = nncf.Dataset([subject.image.numpy()])
-    model = nncf.quantize(_converted(subject), data, subset_size=1)
+    data = nncf.Dataset([image.numpy() for image in subject.images])
+    model = nncf.quantize(_converted(subject), data, subset_size=len(subject.images))
     openvino.save_model(model, path, compress_to_fp16=False)
     return path
 
 
-def _load_openvino(setting: Setting, path: Path) -> Run:
+def _openvino(setting: Setting, path: Path) -> Outputs:
     import openvino
 
     options = {
@@ -185,8 +198,27 @@ def _load_openvino(setting: Setting, path: Path) -> Run:
     model = core.read_model(path)
     model.reshape(list(setting.images.shape))
     request = core.compile_model(model, 'CPU', options).create_infer_request()
-    feed = [setting.images.numpy()]
-    return lambda: request.infer(feed, share_inputs=True, share_outputs=True)
+
+    def outputs(images: Tensor) -> list[Tensor]:
+        # Its memory is its own again with the next image, which comes after these are read.
+        found = request.infer([images.numpy()], share_inputs=True, share_outputs=True)
+        return [torch.from_numpy(x) for x in found.values()]
+
+    return outputs
+
+
+def _runtime(
+    packages: tuple[str, ...],
+    save: Callable[[Subject, Path], Path],
+    outputs: Callable[[Setting, Path], Outputs],
+) -> Peer:
+    """A row that computes the dense part alone."""
+
+    def load(setting: Setting, path: Path) -> Run:
+        made = outputs(setting, path)
+        return lambda: made(setting.images)
+
+    return Peer(packages, save, load, outputs=outputs)
 
 
 def save_ours(subject: Subject, folder: Path) -> Path:
@@ -202,10 +234,10 @@ _ORT, _OV = ('onnx', 'onnxruntime'), ('openvino',)
 PEERS: dict[str, Peer] = {
     'torch': Peer((), save_state, _EAGER.dense, regions=_EAGER.regions, whole=_EAGER.whole),
     'torch.compile': Peer((), save_state, FloatWay(compiled='default').dense, compiles=True),
-    'onnxruntime': Peer(_ORT, _save_onnx, _load_onnxruntime),
-    'openvino': Peer(_OV, _save_openvino, _load_openvino),
-    'onnxruntime int8': Peer(_ORT, _save_onnx_int8, _load_onnxruntime),
-    'openvino int8': Peer((*_OV, 'nncf'), _save_openvino_int8, _load_openvino),
+    'onnxruntime': _runtime(_ORT, _save_onnx, _onnxruntime),
+    'openvino': _runtime(_OV, _save_openvino, _openvino),
+    'onnxruntime int8': _runtime(_ORT, _save_onnx_int8, _onnxruntime),
+    'openvino int8': _runtime((*_OV, 'nncf'), _save_openvino_int8, _openvino),
     'mmclipq': Peer((), save_ours, _OURS.dense, regions=_OURS.regions, whole=_OURS.whole),
 }
 """Rows by name; ratios are to the first."""

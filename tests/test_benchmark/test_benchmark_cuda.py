@@ -48,7 +48,7 @@ def two_stage(tmp_path_factory):
     stock, model = (build_detector(cfg.model, random=True).eval() for _ in range(2))
     model.load_state_dict(stock.state_dict())
     image = torch.randn(1, 3, 64, 64)
-    subject = Subject(cfg, stock, model, quantize(model, [image]), image)
+    subject = Subject(cfg, stock, model, quantize(model, [image]), [image])
     folder = tmp_path_factory.mktemp('files')
     return subject, Setting(cfg, image, 1), folder
 
