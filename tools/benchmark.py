@@ -6,9 +6,9 @@ resizing, normalizing, the network, boxes, each stage's time, in float and in in
 
 Else compared are the dense part (backbone, neck, dense head) at each number of threads and each
 batch size, RoIAlign with the box heads of a two-stage detector, the way from an image tensor to
-boxes, and on a CPU what a start takes in a fresh process. With --device cuda the rows are PyTorch's and
-mmclipq's on a GPU, timed by its events. Rows that cannot run are left out with a line that says
-why; of those on a CPU, pip install 'mmclipq[bench]' brings all.
+boxes, and on a CPU what a start takes in a fresh process. With --device cuda the rows are
+PyTorch's and mmclipq's on a GPU, timed by its events. Rows that cannot run are left out with a line
+that says why; of those on a CPU, pip install 'mmclipq[bench]' brings all.
 Without a checkpoint the weights are fresh ones, which take the same time.
 """
 

@@ -1,7 +1,7 @@
 """Lets an int8 detector predict on shapes alone, so that what does not fit shows at once.
 
 The detector's own code runs on an image of zeros; in place of a backend stands what follows shapes
-through a graph and answers with zeros. Memory and work are measured at the size of the images that
+through a graph and answers with noise. Memory and work are measured at the size of the images that
 the file's own test pipeline makes, without taking either.
 """
 
@@ -19,7 +19,7 @@ from .._compat import as_detector
 from ..detector import Int8Parts, plain_samples
 from ..errors import ClipQError, first_line
 from ..graph.container import ArtifactError
-from ..graph.inference import Inference, Unknown, meta, zeros
+from ..graph.inference import Inference, Unknown, meta, noise
 from ..graph.ir import Input, Int8Graph
 from ..graph.limits import LimitError, Limits
 
@@ -31,17 +31,17 @@ _REGIONS = 1000
 
 
 class ShapeExecutor:
-    """Answers as a backend would, with zeros."""
+    """Answers as a backend would, with noise."""
 
     def __init__(self, graph: Int8Graph, detector: nn.Module, limits: Limits) -> None:
         self._graph, self._detector, self._limits = graph, detector, limits
 
     def run(self, *inputs: Any) -> Any:
-        """Zeros in the shapes of the graph's outputs."""
+        """Noise in the shapes of the graph's outputs, so that there are boxes."""
         given = [meta(x.shape, x.dtype) if isinstance(x, Tensor) else x for x in inputs]
         found = Inference(self._graph, given, self._detector, self._limits).outputs
         device = next((x.device for x in inputs if isinstance(x, Tensor)), torch.device('cpu'))
-        return zeros(found, device)
+        return noise(found, device)
 
 
 @contextmanager

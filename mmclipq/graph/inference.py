@@ -33,6 +33,11 @@ from .limits import LimitError, Limits
 from .shapes import result_shape, steps_of
 from .types import dtype_of
 
+_OF_BITS = frozenset({'operator.and_', 'operator.or_', 'operator.xor', 'operator.invert'})
+"""Functions that float32 does not have, without which PyTorch knows them."""
+_SMALL = 10**6
+"""Values of all inputs together up to which a step is tried on memory."""
+
 
 class Unknown(Exception):
     """A float step whose result's shape only a run on values tells."""
@@ -71,11 +76,31 @@ def _mapped(tree: Any, function: Callable[[Tensor], Any]) -> Any:
     return tree
 
 
-def zeros(tree: Any, device: torch.device | str = 'cpu') -> Any:
-    """``tree`` with zeros of their shapes for tensors without memory."""
-    return _mapped(
-        tree, lambda x: torch.zeros(x.shape, dtype=x.dtype, device=device) if x.is_meta else x
-    )
+def zeros(tree: Any, value: int = 0) -> Any:
+    """``tree`` with zeros, or another value, of their shapes for tensors without memory."""
+    return _mapped(tree, lambda x: torch.full(x.shape, value, dtype=x.dtype) if x.is_meta else x)
+
+
+def noise(tree: Any, device: torch.device | str = 'cpu') -> Any:
+    """``tree`` with the same noise at every call for tensors without memory.
+
+    Floats are normal numbers times 3: as logits some are sure of themselves, as sides of boxes no
+    two are alike, so that all code behind them has something to do.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def fill(x: Tensor) -> Tensor:
+        if not x.is_meta:
+            return x
+        if x.is_floating_point():
+            values = torch.randn(x.shape, generator=generator) * 3
+        elif x.dtype in (torch.int8, torch.uint8):
+            values = torch.randint(0, 128, x.shape, generator=generator)
+        else:
+            values = torch.zeros(x.shape)
+        return values.to(device, x.dtype)
+
+    return _mapped(tree, fill)
 
 
 class _Counter(TorchDispatchMode):
@@ -222,7 +247,22 @@ class Inference:
                 raise
             return self._on_zeros(node, args, kwargs)
         self.work += counter.products
+        if node.kind in ('function', 'method'):
+            self._check_dtypes(node, args, kwargs)
         return _mapped(result, lambda x: meta(x.shape, x.dtype))
+
+    def _check_dtypes(self, node: FloatCall, args: Any, kwargs: Any) -> None:
+        """Return if the step knows its inputs' dtypes, which tensors without memory do not tell."""
+        tensors = _tensors((args, kwargs), [MAX_ITEMS])
+        floats = all(x.dtype == torch.float32 for x in tensors)
+        floats &= not any(isinstance(x, bool) for x in args)
+        if (floats and node.target not in _OF_BITS) or sum(map(Tensor.numel, tensors)) > _SMALL:
+            return
+        with torch.no_grad():
+            try:
+                call(node, zeros(args), zeros(kwargs), self.islands)
+            except GraphError:  # perhaps a division by zero
+                call(node, zeros(args, 1), zeros(kwargs, 1), self.islands)
 
     def _on_zeros(self, node: FloatCall, args: Any, kwargs: Any) -> Any:
         """What the step makes of zeros, where tensors without memory do not tell."""

@@ -220,6 +220,9 @@ def result_shape(node: Node, shapes: Mapping[str, Shape], constants: Mapping[str
     Raises:
         GraphError: if the node cannot read tensors of these shapes.
     """
+    for name in node.inputs:
+        if not shapes[name]:
+            raise GraphError(f'{node.name}: found {name!r} without axes, wanted a tensor with some')
     if isinstance(node, _SAME):
         return shapes[node.x]
     if isinstance(node, Product):

@@ -107,6 +107,25 @@ def test_a_detector_that_cannot_predict_is_told_when_it_is_loaded(intact, tmp_pa
     assert load_int8(path, predicts=False).int8_backend is not None
 
 
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda settings: settings.pop('nms'),
+        lambda settings: settings.pop('max_per_img'),
+        lambda settings: settings.update(max_per_img=(1, 2)),
+        lambda settings: settings['nms'].update(iou_threshold='half'),
+        lambda settings: settings['nms'].update(iou_threshold=[1, 2, 3]),
+        lambda settings: settings['nms'].update(num_classes=2),
+        lambda settings: settings.update(nms_pre='many'),
+        lambda settings: settings.update(score_thr='low'),
+    ],
+)
+def test_settings_that_only_boxes_meet_are_told_when_it_is_loaded(intact, tmp_path, change):
+    path = altered(intact, tmp_path, lambda a: change(a.config['model']['test_cfg']))
+    with pytest.raises(ArtifactError, match=r'digits\.clipq: '):
+        load_int8(path)
+
+
 def test_outputs_that_the_head_does_not_read(intact, tmp_path):
     def change(artifact):
         (graph,) = artifact.graphs

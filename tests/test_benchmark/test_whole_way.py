@@ -28,7 +28,7 @@ from mmclipq.ops.cpu.library import why_unavailable
 @pytest.fixture
 def subject(load_config, digits_root):
     """A small detector with weights that find boxes, and images."""
-    cfg = load_config('configs/quickstart/yolov3_mobilenetv2_digits.py')
+    cfg = load_config('quickstart/yolov3_mobilenetv2_digits.py')
     torch.manual_seed(0)
     stock = build_detector(cfg.model, random=True).eval()
     with torch.no_grad():

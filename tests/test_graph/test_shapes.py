@@ -72,6 +72,12 @@ MISFITS = {
     'device': ((call('to', ir.Ref('image'), 'meta', kind='method'),), {}, "the device 'meta'"),
     'foreign': ((call('os.system', 'true'),), {}, 'no float island may call'),
     'no detector': ((call('neck', ir.Ref('image'), kind='module'),), {}, 'found no detector'),
+    'bits of floats': ((call('operator.and_', ir.Ref('image'), ir.Ref('image')),), {},
+                       'y: found function'),
+    'difference of a truth': ((call('sub', ir.Ref('image'), True, kind='method'),), {},
+                              'y: found method sub'),
+    'no axes': ((call('torch.sum', ir.Ref('image')), ir.Quantize('z', S8, 'y')), {},
+                "z: found 'y' without axes"),
     'method of a list': ((call('split', 'a b', kind='method'),), {}, 'wanted a tensor'),
 }  # fmt: skip
 
