@@ -18,6 +18,9 @@ def main(arguments: list[str]) -> None:
         '--score-thr', type=float, default=0.3, help='lowest score that is drawn (default: 0.3)'
     )
     parser.add_argument('--batch-size', type=int, default=1, help='(default: 1)')
+    parser.add_argument(
+        '--workers', type=int, help='batches at once, one thread each (default: one for each core)'
+    )
     parser.add_argument('--no-pictures', action='store_true', help='write JSON alone')
     parser.add_argument('--no-json', action='store_true', help='write pictures alone')
     args = parser.parse_args(arguments)
@@ -28,13 +31,17 @@ def main(arguments: list[str]) -> None:
     if args.device is not None:
         check_device(args.device)
     check_range('--batch-size', args.batch_size, 1)
+    if args.workers is not None:
+        check_range('--workers', args.workers, 1)
     check_range('--score-thr', args.score_thr, 0, 1)
 
     from mmclipq.apis.inferencer import Int8Inferencer, find_inputs
+    from mmclipq.apis.overlap import default_workers
 
     inputs = args.input[0] if len(args.input) == 1 else args.input
     find_inputs(inputs)
-    inferencer = Int8Inferencer(args.file, args.backend, args.device)
+    workers = args.workers or default_workers()
+    inferencer = Int8Inferencer(args.file, args.backend, args.device, workers=workers)
     results = inferencer(
         inputs,
         args.batch_size,

@@ -24,6 +24,7 @@ from ..errors import ClipQError
 from .calibration_data import IMAGE_SUFFIXES
 from .exported_detector import load_detector, on_cpu_alone
 from .mmdet_tools import check_range
+from .overlap import in_order
 
 VIDEO_CODECS = {'.mp4': 'mp4v', '.avi': 'MJPG'}
 """Videos that are read and written, by the file's suffix."""
@@ -86,6 +87,8 @@ class Int8Inferencer(DetInferencer):
             one, else the CPU.
         palette: Colours of the boxes; by default those of the file, or random ones.
         show_progress: Whether to show a progress bar.
+        workers: How many batches are read, computed and decoded at once, each by a thread of its
+            own with its share of torch's threads; more images a second, each of them later.
 
     Raises:
         ClipQError: if the file cannot be read or holds no test pipeline.
@@ -98,11 +101,14 @@ class Int8Inferencer(DetInferencer):
         device: str | None = None,
         palette: str = 'none',
         show_progress: bool = True,
+        workers: int = 1,
     ) -> None:
         # The parent's constructor builds a model from a config and a checkpoint.
         init_default_scope('mmdet')
         self.num_visualized_imgs = self.num_predicted_imgs = 0
         self.palette, self.show_progress, self.scope = palette, show_progress, 'mmdet'
+        check_range('workers', workers, 1)
+        self.workers = workers
         if not Path(path).is_file():
             raise ClipQError(f'{path}: found no file, wanted a .clipq file or an exported one')
         if device is None:
@@ -156,9 +162,22 @@ class Int8Inferencer(DetInferencer):
     def _inputs_to_list(self, inputs: Any) -> list[str | np.ndarray]:
         return find_inputs(inputs)
 
-    def _get_chunk_data(self, inputs: Sequence[Any], chunk_size: int) -> Iterator[list]:
-        for first in range(0, len(inputs), chunk_size):
-            yield [(item, self._read(item)) for item in inputs[first : first + chunk_size]]
+    def preprocess(
+        self, inputs: Sequence[Any], batch_size: int = 1, **options: Any
+    ) -> Iterator[tuple[list[Any], list[Any]]]:
+        """Batches of inputs with their predictions, which :meth:`forward` hands on."""
+        starts = range(0, len(inputs), batch_size)
+        chunks = (list(inputs[first : first + batch_size]) for first in starts)
+        yield from in_order(self._detect, chunks, self.workers)
+
+    def _detect(self, chunk: list[Any]) -> tuple[list[Any], list[Any]]:
+        data = self.collate_fn([self._read(item) for item in chunk])
+        with torch.no_grad():
+            return chunk, as_detector(self.model).test_step(data)
+
+    def forward(self, inputs: Any, **options: Any) -> Any:
+        """The predictions, which were made with the reading."""
+        return inputs
 
     def _read(self, item: str | np.ndarray) -> dict[str, Any]:
         # OpenCV gives no image, and mmcv an empty one, for what is none.
@@ -202,15 +221,13 @@ class Int8Inferencer(DetInferencer):
         results: list[dict[str, Any]] = []
         drawing = dict(return_vis=True, pred_score_thr=pred_score_thr, draw_pred=draw_pred)
         try:
-            for frames in tqdm(
-                _batches(capture, batch_size),
+            for frames, preds in tqdm(
+                in_order(self._detect, _batches(capture, batch_size), self.workers),
                 desc='frames',
                 total=-(-int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) // batch_size) or None,
                 unit='batch',
                 disable=not self.show_progress,
             ):
-                data = self.collate_fn([self.pipeline(frame) for frame in frames])
-                preds = self.forward(data)
                 results += [self.pred2dict(pred) for pred in preds]
                 if writer is not None:
                     for drawn in self.visualize(frames, preds, **drawing):

@@ -67,6 +67,16 @@ def test_arrays_lists_and_batches_give_the_same(inferencer, images):
     assert len(inferencer(files, batch_size=3)['predictions']) == 4  # several sizes at once
 
 
+def test_workers_change_nothing_but_the_time(intact, inferencer, images):
+    several = Int8Inferencer(intact, show_progress=False, workers=3)
+    files = [str(path) for path in sorted(images.iterdir())] * 3
+    for batch_size in (1, 2):
+        wanted = inferencer(files, batch_size=batch_size)['predictions']
+        assert several(files, batch_size=batch_size)['predictions'] == wanted
+    with pytest.raises(ClipQError, match='workers: found 0'):
+        Int8Inferencer(intact, workers=0)
+
+
 def test_pictures_and_json_are_written(inferencer, images, tmp_path):
     results = inferencer(
         str(images), out_dir=str(tmp_path), no_save_pred=False, pred_score_thr=0.0
