@@ -62,6 +62,20 @@ def test_places_above_a_threshold(order, groups, channels, extra):
         assert torch.equal(found, with_company(plain(x, scores, threshold)))
 
 
+@pytest.mark.parametrize('order', ORDERS)
+@pytest.mark.parametrize('size', [(1, 1), (1, 2), (2, 1), (1, 40), (40, 1)])
+@pytest.mark.parametrize('channels', [1, 3, 20, 720])
+def test_maps_of_one_place_row_or_column(order, size, channels):
+    x = torch.randn(2 * channels, *size, generator=torch.Generator().manual_seed(channels))
+    for scores in (Scores(2, channels, 0, channels), Scores(1, 2 * channels, 0, channels)):
+        for most in (0, 5):
+            found = select_places(ORDERS[order](x), scores, float('-inf'), most)
+            assert torch.equal(found, torch.arange(size[0] * size[1]))
+        gate = x, 0, channels, 0.5
+        found = select_places(ORDERS[order](x), scores, 1.0, gate=gate)
+        assert torch.equal(found, with_company(plain(x, scores, 1.0, gate)))
+
+
 @pytest.mark.parametrize(('one', 'other'), itertools.product(ORDERS, ORDERS))
 def test_a_gate_closes_its_group(one, other):
     generator = torch.Generator().manual_seed(3)

@@ -145,7 +145,7 @@ void select(const ClipqSelect &s, std::vector<uint8_t> &marks) {
     for (int64_t place = 0; place < s.places; ++place) {
       for (int64_t c = 0; c < row; ++c) marks[place] |= each[place * row + c];
     }
-  } else if (plain && s.place_stride == 1) {
+  } else if (plain && s.place_stride == 1 && s.channel_stride != 1) {  // rows are planes
     for_each_row(s, [&](const float *row, int64_t count) {
       mark_more(row, count, threshold, marks.data());
     });
