@@ -13,3 +13,9 @@ def first_line(error: BaseException, most: int | None = 200) -> str:
         most: Characters that are kept; None for all.
     """
     return (str(error).strip() or type(error).__name__).split('\n')[0][:most]
+
+
+def cannot_write(path: object, error: OSError) -> ClipQError:
+    """The error for a file that the system does not let be written."""
+    reason = error.strerror or str(error)
+    return ClipQError(f'{path}: found {reason}, wanted a place to write to')

@@ -57,6 +57,14 @@ def _dense(channels: list[int], **head: Any) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def one_stage(classes: int) -> dict[str, Any]:
+    """Model section of the smallest detector; it is fit for training."""
+    model = _dense(_channels())
+    model['bbox_head']['num_classes'] = classes
+    model['test_cfg']['score_thr'] = 0.0
+    return model
+
+
 def _two_stage(channels: list[int], mask: bool) -> dict[str, Any]:
     align = dict(type='RoIAlign', output_size=3, sampling_ratio=0)
     extractor = dict(

@@ -4,9 +4,13 @@
 AP of float and int8 with intervals, what every layer alone does to it, ranges, clipping and noise,
 images with lost and gained boxes, what is left in float, bytes and time. Without a .clipq file the
 checkpoint is quantized as tools/quantize.py does by default.
+
+What is measured layer by layer lies in ``FOLDER.progress`` until the report is written, so the same
+command goes on after an interruption.
 """
 
 import argparse
+from pathlib import Path
 
 from _tool import run
 
@@ -67,8 +71,11 @@ def main(arguments: list[str]) -> None:
         args.images, args.sample, args.suspects, args.pictures, args.backend, args.device
     )
     calibration = {'calib_images': args.calib_images, 'calib_dir': args.calib_dir}
-    analysis = analyze(cfg, args.checkpoint, args.int8, options, calibration)
+    progress = Path(args.out).absolute()
+    progress = progress.with_name(f'{progress.name}.progress')
+    analysis = analyze(cfg, args.checkpoint, args.int8, options, calibration, progress)
     page = write_report(analysis, args.out)
+    progress.unlink(missing_ok=True)
     print(f'{analysis.differences[0]}')
     for layer in analysis.layers[: max(3, args.suspects)]:
         effect = '' if layer.ap is None else f'AP {layer.ap.difference:+.3f}, '

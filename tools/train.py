@@ -4,6 +4,8 @@
 ``--clipq [KEY=VALUE ...]`` adds mmclipq's base to the config: its hooks behind the config's own,
 and the section ``clipq`` with these options, such as ``input_range=8 lq.loss_weight=0.2``. The
 config that is written to the work folder has both and needs no ``--clipq``.
+
+A training that is killed leaves whole checkpoints; ``--resume`` goes on from the newest one.
 """
 
 import argparse
@@ -16,6 +18,7 @@ def main(arguments: list[str]) -> None:
 
     from mmclipq.apis.clipq_flag import add_clipq_flag, first_config_clipped
     from mmclipq.apis.mmdet_tools import run_mmdet_tool
+    from mmclipq.engine import resumable_training
 
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -30,7 +33,7 @@ def main(arguments: list[str]) -> None:
         print("\nmmdet's own flags:\n")
     # Fresh deep networks meet denormal numbers, on which a CPU is several times slower.
     torch.set_flush_denormal(True)
-    with first_config_clipped(options.clipq):
+    with first_config_clipped(options.clipq), resumable_training():
         run_mmdet_tool('train', rest)
 
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ..evaluation.coco import Detections, ground_truth
 from ..evaluation.interval import Difference, ap_differences, average_precision
 from ..evaluation.matches import Matches
+from ..evaluation.tuning.state import Progress
 from .images import AnalysedImages
 from .int8_layers import Int8Layers
 
@@ -50,7 +51,10 @@ def as_objects(found: Sequence[Detections], images: AnalysedImages, least: float
 
 
 def agreement_lost(
-    layers: Int8Layers, images: AnalysedImages, names: Iterable[str] | None = None
+    layers: Int8Layers,
+    images: AnalysedImages,
+    names: Iterable[str] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """How much less a detector agrees with float when one layer alone is int8.
 
@@ -64,6 +68,7 @@ def agreement_lost(
         layers: The float detector's layers; it is afterwards as it was.
         images: A few images.
         names: The layers to measure, by default all.
+        progress: Where results are kept.
 
     Returns:
         AP lost by layer, from about 0 to 1; NaN where float finds nothing.
@@ -75,16 +80,24 @@ def agreement_lost(
     def agreement(found: Sequence[Detections]) -> float:
         return average_precision(images.match(found, wanted, sizes=False))['AP']
 
+    progress = progress or Progress()
     own = agreement(found)
     lost = {}
     for name in tqdm(list(layers.names if names is None else names), 'layers', unit='layer'):
-        with layers.rounding([name]):
-            lost[name] = own - agreement(images.detect(layers.model).detections)
+        key = f'agreement {name}'
+        if key not in progress:
+            with layers.rounding([name]):
+                progress[key] = own - agreement(images.detect(layers.model).detections)
+        lost[name] = progress[key]
     return lost
 
 
 def ap_alone(
-    layers: Int8Layers, images: AnalysedImages, names: Iterable[str], matches: Matches
+    layers: Int8Layers,
+    images: AnalysedImages,
+    names: Iterable[str],
+    matches: Matches,
+    progress: Progress | None = None,
 ) -> dict[str, Difference]:
     """AP with one layer alone in int8 against float, by layer, with the paired interval.
 
@@ -93,16 +106,22 @@ def ap_alone(
         images: The images.
         names: The layers to measure.
         matches: The float detector's detections in the same images, matched.
+        progress: Where results are kept.
     """
+    progress = progress or Progress()
     every = matches.areas[:1]
     cells = tuple(row[:1] for row in matches.cells)
     whole = dataclasses.replace(matches, areas=every, cells=cells)
     alone = {}
     for name in tqdm(list(names), 'AP of suspects', unit='layer'):
-        with layers.rounding([name]):
-            found = images.detect(layers.model).detections
-        alone[name] = images.match(found, sizes=False)
-    return {name: ap_differences(whole, found)[0] for name, found in alone.items()}
+        key = f'ap {name}'
+        if key not in progress:
+            with layers.rounding([name]):
+                found = images.detect(layers.model).detections
+            difference = ap_differences(whole, images.match(found, sizes=False))[0]
+            progress[key] = dataclasses.asdict(difference)
+        alone[name] = Difference(**progress[key])
+    return alone
 
 
 def suspects_first(lost: dict[str, float], output: dict[str, float]) -> list[str]:

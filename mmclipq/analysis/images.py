@@ -51,6 +51,7 @@ class AnalysedImages:
         classes: Names of the classes.
         truth: All objects of the test set.
         numbers: The images' numbers in the data set.
+        config: What of the config they and the detector depend on, as text.
 
     Raises:
         ClipQError: if there is no test set, or no object in it.
@@ -71,6 +72,7 @@ class AnalysedImages:
                 f'{cfg.filename}: found no test images ({error}), wanted the data set of '
                 'test_dataloader; check data_root'
             ) from error
+        self.config = f'{cfg.model} {cfg.test_dataloader} {cfg.test_evaluator}'
         self.dataset = loader.dataset
         self.batch_size = int(cfg.test_dataloader.get('batch_size', 1))
         metric = MatchedBoxes.beside(evaluator, self.dataset)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +13,17 @@ from typing import Any
 
 from mmengine.config import Config
 from torch import nn
+from tqdm import tqdm
 
 from ..apis import build_detector, load_float_checkpoint, load_int8
 from ..apis.int8_layout import read_parts
 from ..apis.quantize_checkpoint import export_checkpoint
 from ..evaluation.compare import weight_bytes
 from ..evaluation.interval import ap_differences
+from ..evaluation.tuning.state import Progress, fingerprint
 from ..graph import ir
 from ..graph.artifact import load_artifact
+from ..graph.writing import temporary_folder
 from ..prepare import clip_layers, prepare_model
 from .changes import changes, most_changed
 from .costs import executors, measure_costs
@@ -76,6 +79,7 @@ def analyze(
     file: str | os.PathLike | None = None,
     options: Options = Options(),
     calibration: Mapping[str, Any] | None = None,
+    progress: str | os.PathLike | None = None,
 ) -> Analysis:
     """Measure where an int8 detector's accuracy goes.
 
@@ -87,6 +91,8 @@ def analyze(
         options: How much is measured.
         calibration: Images to calibrate on where there is no file, as for
             :func:`mmclipq.apis.quantize_checkpoint.quantize_checkpoint`.
+        progress: File that keeps what is measured layer by layer, so that the same call goes on
+            with it after an interruption; whoever has the report removes it.
 
     Raises:
         ClipQError: for anything wrong with config, checkpoint, file or images.
@@ -95,17 +101,41 @@ def analyze(
     model = float_detector(cfg, checkpoint).to(options.device)
     sources = {'config': str(cfg.filename), 'float checkpoint': str(checkpoint)}
     if file is not None:
-        return _measure(model, images, Path(file), {**sources, 'int8 file': str(file)}, options)
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / 'default.clipq'
+        sources['int8 file'] = str(file)
+        return _measure(model, images, Path(file), sources, options, progress)
+    with temporary_folder() as folder:
+        made = folder / 'default.clipq'
         given = {**(calibration or {}), 'device': options.device}
         export_checkpoint(cfg, checkpoint, made, **given)
         sources['int8 file'] = 'made of the checkpoint by the default of tools/quantize.py'
-        return _measure(model, images, made, sources, options)
+        return _measure(model, images, made, sources, options, progress)
+
+
+def _progress(
+    path: str | os.PathLike | None,
+    model: nn.Module,
+    images: AnalysedImages,
+    file: Path,
+    options: Options,
+) -> Progress:
+    """Results of an earlier call with the same detectors, images and options."""
+    if path is None:
+        return Progress()
+    content = hashlib.sha256(file.read_bytes()).hexdigest()
+    measured = images.numbers, options.sample, options.device, images.config
+    progress = Progress(path, fingerprint(model, content, *measured))
+    if progress.resumed:
+        tqdm.write(f'{path}: going on with {progress.resumed} results')
+    return progress
 
 
 def _measure(
-    model: nn.Module, images: AnalysedImages, file: Path, sources: dict[str, str], options: Options
+    model: nn.Module,
+    images: AnalysedImages,
+    file: Path,
+    sources: dict[str, str],
+    options: Options,
+    kept: str | os.PathLike | None,
 ) -> Analysis:
     artifact = load_artifact(file)
     parts = read_parts(artifact, file)
@@ -117,9 +147,10 @@ def _measure(
 
     sample = images.sample(options.sample)
     signals = measure_signals(layers, sample.batches(), detector.int8_backend)
-    lost = agreement_lost(layers, sample)
+    progress = _progress(kept, model, images, file, options)
+    lost = agreement_lost(layers, sample, progress=progress)
     ranked = suspects_first(lost, {name: s.output.decibels for name, s in signals.items()})
-    alone = ap_alone(layers, images, ranked[: options.suspects], matches)
+    alone = ap_alone(layers, images, ranked[: options.suspects], matches, progress)
     costs = measure_costs(layers, detector, parts, images)
     # A loss of AP that the images can show counts more than what stands for it.
     worse = {name: ap.difference for name, ap in alone.items() if ap.verdict == 'worse'}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from ..exporters.table import c_header, multiplier_error, table
 from ..exporters.targets import DEFAULT_TARGET, target_of
 from ..graph.artifact import load_artifact
 from ..graph.ir import Int8Graph
-from ..graph.writing import write_all_atomically
+from ..graph.writing import temporary_folder, write_all_atomically
 from .int8_file import load_int8, load_parts
 from .mmdet_tools import check_out, check_range
 
@@ -179,7 +178,7 @@ def export_file(
             if options.format == 'onnx':
                 files[file] = model.SerializeToString()
                 continue
-            with tempfile.TemporaryDirectory() as folder:
+            with temporary_folder() as folder:
                 xml, weights = ir_bytes(model, folder, file.stem)
             files |= {file.with_suffix('.bin'): weights, file: xml}
     try:

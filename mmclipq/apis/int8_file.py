@@ -16,7 +16,7 @@ from .._compat import as_detector
 from ..attention import packed_parameters
 from ..backends.base import backend_class, check_name
 from ..detector import Int8Parts, to_int8
-from ..errors import ClipQError, first_line
+from ..errors import ClipQError, cannot_write, first_line
 from ..graph.artifact import Artifact, ArtifactError, load_artifact, save_artifact
 from ..graph.limits import LimitError, Limits
 from .building import counted
@@ -69,7 +69,7 @@ def save_int8(
     try:
         return save_artifact(path, Artifact(quantized.graphs, parameters, config, meta))
     except OSError as error:
-        raise ClipQError(f'{path}: found {error.strerror}, wanted a place to write to') from error
+        raise cannot_write(path, error) from error
 
 
 def _covered(model: nn.Module, captured: Sequence[str]) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ def _keep_in_float(model: Any) -> None:
             node.input(0).replace_source_output(ops.maximum(node.input_value(0), least).output(0))
 
 
-def ir_bytes(model: Any, folder: str, stem: str) -> tuple[bytes, bytes]:
+def ir_bytes(model: Any, folder: str | os.PathLike, stem: str) -> tuple[bytes, bytes]:
     """Contents of the ``.xml`` and ``.bin`` files of an ONNX model.
 
     Weights stay int8 and float constants float32: float16 would change scales and biases.

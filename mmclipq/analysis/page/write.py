@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ...errors import ClipQError
+from ...errors import ClipQError, cannot_write
+from ...graph.writing import replace_folder, temporary_folder
 from ...version import __version__
 from ..result import Analysis
 from . import words
@@ -69,37 +68,39 @@ def render(analysis: Analysis, drawn: Mapping[str, Chart], photos: Mapping[str, 
     )
 
 
+def _fill(folder: Path, analysis: Analysis) -> None:
+    """Write the files of a report."""
+    folder.mkdir()
+    drawn = charts(analysis)
+    shown = {
+        name: list(rows(changes, analysis.classes))
+        for name, changes in (('lost', analysis.lost), ('gained', analysis.gained))
+    }
+    for chart in drawn.values():
+        (folder / f'{chart.name}.png').write_bytes(chart.light)
+    for name, found in shown.items():
+        for number, row in enumerate(found, 1):
+            for photo in row.photos:
+                (folder / f'{name}-{number}-{photo.title}.jpg').write_bytes(photo.file)
+    (folder / PAGE).write_text(render(analysis, drawn, shown))
+    (folder / FIGURES).write_text(json.dumps(analysis.as_dict(), indent=1) + '\n')
+
+
 def write_report(analysis: Analysis, out: str | os.PathLike) -> Path:
     """Write the folder ``out`` and return the page's path; an earlier report there is replaced.
 
     The folder appears whole or not at all.
 
     Raises:
-        ClipQError: as :func:`check_folder` does.
+        ClipQError: as :func:`check_folder` does, or if it cannot be written.
     """
     out = Path(out)
     check_folder(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f'.{out.name}-', dir=out.parent))
     try:
-        new = made / 'new'
-        new.mkdir()
-        drawn = charts(analysis)
-        shown = {
-            name: list(rows(changes, analysis.classes))
-            for name, changes in (('lost', analysis.lost), ('gained', analysis.gained))
-        }
-        for chart in drawn.values():
-            (new / f'{chart.name}.png').write_bytes(chart.light)
-        for name, found in shown.items():
-            for number, row in enumerate(found, 1):
-                for photo in row.photos:
-                    (new / f'{name}-{number}-{photo.title}.jpg').write_bytes(photo.file)
-        (new / PAGE).write_text(render(analysis, drawn, shown))
-        (new / FIGURES).write_text(json.dumps(analysis.as_dict(), indent=1) + '\n')
-        if out.exists():
-            out.rename(made / 'old')
-        new.rename(out)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(out.parent, f'.{out.name}-') as made:
+            _fill(made / 'new', analysis)
+            replace_folder(made / 'new', out)
+    except OSError as error:
+        raise cannot_write(out, error) from error
     return out / PAGE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,12 @@ from mmengine.runner import Runner
 from ...apis.quantize_checkpoint import export_checkpoint
 from ...errors import ClipQError
 from ...registry import HOOKS
+
+_BEST = re.compile(r'(best_.+_(?:epoch|iter)_\d+)_int8\.clipq')
+
+
+def _exported_name(checkpoint: str) -> Path:
+    return Path(checkpoint).with_name(f'{Path(checkpoint).stem}_int8.clipq')
 
 
 @HOOKS.register_module()
@@ -33,6 +40,13 @@ class Int8ExportHook(Hook):
         self.calib_images = calib_images
         self.best = best
         self._exported: dict[str, Path] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        # A training that goes on knows best checkpoints already. It may have been stopped before
+        # their export.
+        for path in self._best_checkpoints(runner) if self.best else ():
+            if not _exported_name(path).is_file():
+                self._export(runner, path)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         if self.best:
@@ -64,10 +78,15 @@ class Int8ExportHook(Hook):
     def _export(self, runner: Runner, checkpoint: str) -> None:
         if checkpoint in self._exported or not Path(checkpoint).is_file():
             return
-        out = Path(checkpoint).with_name(f'{Path(checkpoint).stem}_int8.clipq')
+        out = _exported_name(checkpoint)
         # CheckpointHook deletes the best checkpoint that a better one replaces: follow it.
         for gone in [path for path in self._exported if not Path(path).is_file()]:
             self._exported.pop(gone).unlink(missing_ok=True)
+        # So may the process have done that this one goes on for.
+        for file in out.parent.iterdir():
+            name = _BEST.fullmatch(file.name)
+            if name and not file.with_name(f'{name[1]}.pth').is_file():
+                file.unlink(missing_ok=True)
         self._exported[checkpoint] = out
         try:
             # Building a detector draws random numbers; the training must not notice.

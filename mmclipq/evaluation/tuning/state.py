@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import nn
 
+from ...errors import cannot_write
+from ...graph.writing import write_atomically
 from ...version import __version__
 
 
@@ -44,7 +46,7 @@ class Progress:
             with contextlib.suppress(ValueError, OSError):
                 content = json.loads(self.path.read_text())
                 if isinstance(content, Mapping) and content.get('of') == mark:
-                    self._found = dict(content['found'])
+                    self._found = dict(content.get('found') or {})
         self.resumed = len(self._found)
 
     def __contains__(self, key: str) -> bool:
@@ -56,11 +58,11 @@ class Progress:
     def __setitem__(self, key: str, value: Any) -> None:
         self._found[key] = value
         if self.path is not None:
-            # Whole or not at all, however it is interrupted.
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            beside = self.path.with_name(f'{self.path.name}.part')
-            beside.write_text(json.dumps({'of': self._mark, 'found': self._found}))
-            os.replace(beside, self.path)
+            text = json.dumps({'of': self._mark, 'found': self._found})
+            try:
+                write_atomically(self.path, text.encode())
+            except OSError as error:
+                raise cannot_write(self.path, error) from error
 
     def done(self) -> None:
         """Remove the file: what it was kept for is written."""
