@@ -93,7 +93,9 @@ def test_a_resumed_training_equals_an_undisturbed_one(train, tmp_path, monkeypat
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize('lost', ['set_random_states', 'set_order'])
+@pytest.mark.parametrize(
+    'lost', ['set_random_states', pytest.param('set_order', marks=pytest.mark.slow)]
+)
 def test_without_what_it_restores_it_would_not(train, tmp_path, monkeypatch, lost):
     stopped_at(tmp_path / 'rest', 1, train, monkeypatch)
     shutil.copytree(tmp_path / 'rest', tmp_path / 'other')
@@ -174,7 +176,7 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
 
 
-@pytest.mark.parametrize('how', ['truncated', 'altered'])
+@pytest.mark.parametrize('how', ['truncated', pytest.param('altered', marks=pytest.mark.slow)])
 def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(train, tmp_path, log_of, how):
     folder, more = tmp_path / 'run', {'default_hooks.checkpoint.max_keep_ckpts': -1}
     train(folder, 2, **more)
