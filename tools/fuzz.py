@@ -3,7 +3,9 @@
 
 Every file is made from a tiny seed by its number, so a finding can be made again with --first.
 Files run in a process of their own: one that dies, takes too long or too much memory is a finding,
-too. With --atheris the choice of changes is guided by what the loader's code has covered (pip
+too. With --exports the files are exported ones (.onnx, .xml with .bin), read with ONNX Runtime and
+OpenVINO; a runtime that dies is told and is no finding, because mmclipq cannot keep it from that.
+With --atheris the choice of changes is guided by what the loader's code has covered (pip
 install atheris).
 """
 
@@ -24,6 +26,8 @@ from _tool import run
 
 SECONDS, MEGABYTES = 60.0, 3072
 """Most that one file may take. Memory counts what the process needs beyond its libraries."""
+ADDRESSES = 16 << 30
+"""Most bytes of addresses for a process that reads exported files; runtimes know no limits."""
 LIMITS = 'memory=3e8 work=2e10 content=3e8 model=3e8 header=2e6 pixels=1e6'
 """Limits on what a file may ask for, so that a run on a small machine meets them."""
 
@@ -54,6 +58,30 @@ def outcome(path: Path, backend: str) -> str:
     return 'works'
 
 
+def exported_outcome(path: Path) -> str:
+    """Like :func:`outcome` of an exported file; what its runtime finds may come with an image."""
+    import torch
+
+    from mmclipq.apis.exported_detector import load_exported
+    from mmclipq.detector import plain_samples
+    from mmclipq.errors import ClipQError
+
+    stage = 'load'
+    try:
+        detector = load_exported(path)
+        stage = 'predict'
+        images = torch.rand(1, 3, 64, 64)
+        detector.predict(images, plain_samples(images))
+    except ClipQError as error:
+        text = str(error)
+        if '\n' in text or not text.startswith(str(path)):
+            return f'!no sentence {text}'
+        return 'refused' if stage == 'load' else 'refused with an image'
+    except Exception as error:
+        return f'!{stage} {type(error).__name__}: {error}'
+    return 'works'
+
+
 def make(seeds: list, number: int, path: Path) -> str:
     """Write file ``number``; returns the backend to run it on."""
     from _mutants import mutant
@@ -64,7 +92,7 @@ def make(seeds: list, number: int, path: Path) -> str:
     return rng.choice(('cpu', 'cpu', 'reference'))
 
 
-def work(folder: Path, first: int, count: int) -> None:
+def work(folder: Path, first: int, count: int, exports: bool = False) -> None:
     """Run files and print one JSON line for each; called in a process of its own."""
     import torch
     from _mutants import Content
@@ -76,13 +104,28 @@ def work(folder: Path, first: int, count: int) -> None:
     quiet()
     if not (folder / 'seeds').is_dir():
         make_seeds(folder / 'seeds')
-    seeds = [Content(path) for path in sorted((folder / 'seeds').glob('*.clipq'))]
+    files = sorted((folder / 'seeds').glob('*.clipq'))
     path = folder / 'mutant.clipq'
+    if exports:
+        from _export_mutants import make_exports, write_mutant
+
+        with_boxes = [file for file in files if file.stem in ('retina', 'two_stage')]
+        made = make_exports(folder / 'exports', with_boxes)
+        resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
+
+        def one(number: int) -> str:
+            rng = random.Random(number)
+            return exported_outcome(write_mutant(rng.choice(made), rng, folder))
+    else:
+        seeds = [Content(file) for file in files]
+
+        def one(number: int) -> str:
+            return outcome(path, make(seeds, number, path))
+
     for number in range(first, first + count):
         print(json.dumps([number]), flush=True)
-        backend = make(seeds, number, path)
         before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-        found = outcome(path, backend)
+        found = one(number)
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         seconds = time.perf_counter() - start
         if grown > MEGABYTES:
@@ -102,9 +145,10 @@ def quiet() -> None:
 class Worker:
     """A process that runs files from ``first`` on."""
 
-    def __init__(self, folder: Path, first: int, count: int) -> None:
+    def __init__(self, folder: Path, first: int, count: int, exports: bool = False) -> None:
         command = [sys.executable, '-W', 'ignore', __file__, '--folder', str(folder)]
         command += ['--first', str(first), '--count', str(count), '--worker']
+        command += ['--exports'] if exports else []
         environment = {**os.environ, 'MMCLIPQ_LIMITS': LIMITS}
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
@@ -130,7 +174,9 @@ class Worker:
             return self.line(seconds)
 
 
-def campaign(folder: Path, first: int, count: int, show: bool) -> collections.Counter:
+def campaign(
+    folder: Path, first: int, count: int, show: bool, exports: bool = False
+) -> collections.Counter:
     """Run ``count`` files; returns how many ended how, and prints each finding."""
     from tqdm import tqdm
 
@@ -138,7 +184,7 @@ def campaign(folder: Path, first: int, count: int, show: bool) -> collections.Co
     number, last, slowest = first, first + count, 0.0
     with tqdm(total=count, desc='files', unit='file', disable=not show) as bar:
         while number < last:
-            worker, begun = Worker(folder, number, last - number), False
+            worker, begun = Worker(folder, number, last - number, exports), False
             while number < last:
                 # The first line comes after the imports and the making of the seeds.
                 answer = worker.line(SECONDS if begun else 600.0)
@@ -147,6 +193,8 @@ def campaign(folder: Path, first: int, count: int, show: bool) -> collections.Co
                     report = f'!ended with {code}' if code is not None else '!too slow'
                     if not begun:
                         sys.exit(f'error: the worker does not start ({report[1:]})')
+                    if exports:
+                        report = f'runtime {report[1:]}'
                     answer = [number, report, SECONDS]
                 begun = True
                 if len(answer) == 1:
@@ -158,9 +206,9 @@ def campaign(folder: Path, first: int, count: int, show: bool) -> collections.Co
                 ends[end] += 1
                 if not show and sum(ends.values()) % 5000 == 0:
                     print(f'{sum(ends.values())} files', flush=True)
-                if end.startswith('!'):
+                if end.startswith(('!', 'runtime')):
                     tqdm.write(f'file {answer[0]}: {answer[1]}')
-                if worker.process.poll() is not None or end in ('!ended', '!too'):
+                if worker.process.poll() is not None or end in ('!ended', '!too', 'runtime'):
                     break
             worker.process.kill()
             worker.process.wait()
@@ -226,6 +274,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument('--count', type=int, default=1000, help='number of files (default: 1000)')
     parser.add_argument('--first', type=int, default=0, help='number of the first (default: 0)')
     parser.add_argument('--folder', help='where seeds and files go (default: a temporary one)')
+    parser.add_argument('--exports', action='store_true', help='exported files instead')
     parser.add_argument('--atheris', type=int, metavar='SECONDS', help='fuzz by coverage instead')
     parser.add_argument('--worker', action='store_true', help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
@@ -235,11 +284,11 @@ def main(arguments: list[str]) -> None:
         folder = Path(args.folder or temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if args.worker:
-            work(folder, args.first, args.count)
+            work(folder, args.first, args.count, args.exports)
         elif args.atheris:
             guided(folder, args.atheris)
         else:
-            ends = campaign(folder, args.first, args.count, sys.stderr.isatty())
+            ends = campaign(folder, args.first, args.count, sys.stderr.isatty(), args.exports)
             print(', '.join(f'{count} {end}' for end, count in ends.most_common()))
             sys.exit(1 if any(end.startswith('!') for end in ends) else 0)
 

@@ -19,6 +19,7 @@ from ..exporters.metadata import metadata
 from ..exporters.onnx_file import graph_model
 from ..exporters.openvino_ir import ir_bytes, write_pair
 from ..exporters.packages import missing
+from ..exporters.seal import sealed
 from ..exporters.table import c_header, multiplier_error, table
 from ..exporters.targets import DEFAULT_TARGET, target_of
 from ..graph.artifact import load_artifact
@@ -176,11 +177,11 @@ def export_file(
         for suffix, model in tqdm(_models(path, options), desc='export', unit='graph'):
             file = out.with_name(f'{out.stem}{suffix}{out.suffix}')
             if options.format == 'onnx':
-                files[file] = model.SerializeToString()
+                files[file] = sealed(model.SerializeToString(), '.onnx')
                 continue
             with temporary_folder() as folder:
                 xml, weights = ir_bytes(model, folder, file.stem)
-            files |= {file.with_suffix('.bin'): weights, file: xml}
+            files |= {file.with_suffix('.bin'): weights, file: sealed(xml, '.xml')}
     try:
         _write(files)
     except OSError as error:

@@ -24,6 +24,7 @@ from ..backends.runtimes.onnxruntime import session
 from ..backends.runtimes.openvino import compiled
 from ..errors import ClipQError, first_line
 from ..exporters.openvino_ir import weights_file
+from ..exporters.seal import check_seal
 from ..graph.limits import Limits
 from .building import counted
 from .file_config import check_config, check_pipeline
@@ -40,6 +41,9 @@ def on_cpu_alone(path: str | os.PathLike, backend: str) -> bool:
 
 
 _TEXTS = 'part', 'data_preprocessor', 'pipeline', 'classes', 'clip_border'
+Execute = Callable[[np.ndarray], Sequence[np.ndarray]]
+"""From images ``(N, 3, H, W)`` to boxes ``(N, K, 4)``, scores and labels ``(N, K)``."""
+_INPUTS, _OUTPUTS = ['image'], ['boxes', 'scores', 'labels']
 
 
 class ExportedDetector(BaseDetector):
@@ -51,7 +55,7 @@ class ExportedDetector(BaseDetector):
 
     def __init__(
         self,
-        execute: Callable[[np.ndarray], Sequence[np.ndarray]],
+        execute: Execute,
         data_preprocessor: Any,
         runtime: str,
         clip_border: bool,
@@ -90,13 +94,31 @@ class ExportedDetector(BaseDetector):
     loss = _forward = extract_feat = _refuse
 
 
-def _read_onnx(path: Path) -> tuple[dict[str, str], Callable]:
-    runner = session(str(path))
+def _check_names(path: Path, inputs: list[str], outputs: list[str]) -> None:
+    """Return if a model has the inputs and outputs of an end-to-end one.
+
+    Raises:
+        ClipQError: if it has others.
+    """
+    if inputs != _INPUTS or set(outputs) != set(_OUTPUTS):
+        raise ClipQError(
+            f'{path}: found a model from {", ".join(inputs)} to {", ".join(outputs)}, wanted one '
+            f'from {_INPUTS[0]} to {", ".join(_OUTPUTS)}; export it again with --end2end'
+        )
+
+
+def _read_onnx(path: Path) -> tuple[dict[str, str], Execute]:
+    runner = session(path.read_bytes())
     texts = runner.get_modelmeta().custom_metadata_map
-    return texts, lambda images: runner.run(['boxes', 'scores', 'labels'], {'image': images})
+    if texts.get('part') == 'end2end':
+        names = (
+            [node.name for node in nodes] for nodes in (runner.get_inputs(), runner.get_outputs())
+        )
+        _check_names(path, *names)
+    return texts, lambda images: runner.run(_OUTPUTS, {'image': images})
 
 
-def _read_openvino(path: Path) -> tuple[dict[str, str], Callable]:
+def _read_openvino(path: Path) -> tuple[dict[str, str], Execute]:
     import openvino
 
     source = openvino.Core().read_model(path, weights_file(path))
@@ -105,14 +127,56 @@ def _read_openvino(path: Path) -> tuple[dict[str, str], Callable]:
         for key in _TEXTS
         if source.has_rt_info(['mmclipq', key])
     }
+    if texts.get('part') == 'end2end':
+        names = (
+            [port.get_any_name() for port in ports] for ports in (source.inputs, source.outputs)
+        )
+        _check_names(path, *names)
     model = compiled(source)
 
     def execute(images: np.ndarray) -> list[np.ndarray]:
         # A request for each call lets several threads use the model.
         result = model.create_infer_request().infer({'image': images})
-        return [result[name] for name in ('boxes', 'scores', 'labels')]
+        return [result[name] for name in _OUTPUTS]
 
     return texts, execute
+
+
+def _checked(path: Path, execute: Execute) -> Execute:
+    """``execute`` whose errors are sentences and whose results are boxes, scores and labels.
+
+    What is computed is the runtime's affair: only with an image does it show what a model does.
+    """
+
+    def run(images: np.ndarray) -> Sequence[np.ndarray]:
+        try:
+            found = execute(images)
+        except Exception as error:
+            raise ClipQError(
+                f'{path}: found a model that its runtime cannot run on an image of '
+                f'{images.shape[3]} x {images.shape[2]} pixels ({_reason(error)}), wanted one that '
+                'tools/export.py wrote; export it again'
+            ) from error
+        boxes, scores, labels = found
+        shape = len(images), *scores.shape[1:2]
+        kinds = boxes.dtype, scores.dtype, labels.dtype.kind
+        if (boxes.shape, scores.shape, labels.shape, *kinds) != (
+            (*shape, 4), shape, shape, np.float32, np.float32, 'i'
+        ):  # fmt: skip
+            raise ClipQError(
+                f'{path}: found results of shapes {boxes.shape}, {scores.shape}, {labels.shape} '
+                f'and types {boxes.dtype}, {scores.dtype}, {labels.dtype}, wanted boxes and scores '
+                'in float32 and labels, as tools/export.py writes models; export it again'
+            )
+        return found
+
+    return run
+
+
+def _reason(error: Exception) -> str:
+    """What a runtime says in the end: OpenVINO names source files first and the reason last."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return ' '.join(lines[-1].split())[:200]
 
 
 def _with_tuples(value: Any) -> Any:
@@ -140,13 +204,14 @@ def load_exported(path: str | os.PathLike, device: str = 'cpu') -> ExportedDetec
         raise ClipQError(f'{path}: found no file, wanted an exported one')
     limits.check('file', path.stat().st_size, str(path))
     try:
+        check_seal(path)
         texts, execute = (_read_onnx if path.suffix == '.onnx' else _read_openvino)(path)
     except ClipQError:
         raise
     except Exception as error:
-        # OpenVINO names source files first and the reason last.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
-        raise ClipQError(f'{path}: found no readable model ({reason}), wanted one') from error
+        raise ClipQError(
+            f'{path}: found no readable model ({_reason(error)}), wanted one'
+        ) from error
     if texts.get('part') != 'end2end' or not texts.keys() >= set(_TEXTS):
         raise ClipQError(
             f'{path}: found no end-to-end model, wanted one that tools/export.py --end2end wrote'
@@ -157,7 +222,10 @@ def load_exported(path: str | os.PathLike, device: str = 'cpu') -> ExportedDetec
         init_default_scope('mmdet')
         with guarded(path), counted(limits, str(path)):
             detector = ExportedDetector(
-                execute, parts['data_preprocessor'], RUNTIMES[path.suffix], parts['clip_border']
+                _checked(path, execute),
+                parts['data_preprocessor'],
+                RUNTIMES[path.suffix],
+                parts['clip_border'],
             )
             Compose(copy.deepcopy(list(parts['pipeline'])))
     except ClipQError:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -9,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from mmclipq.apis import Int8Inferencer
+from mmclipq.apis import Int8Inferencer, exported_detector
 from mmclipq.apis.export_file import ExportOptions, export_file, exportable_graphs
 from mmclipq.apis.exported_detector import load_detector, load_exported
 from mmclipq.apis.int8_file import load_parts
 from mmclipq.detector import Int8Module, plain_samples
 from mmclipq.errors import ClipQError
 from mmclipq.exporters.builder import ExportError
+from mmclipq.exporters.seal import sealed
 
 onnx = pytest.importorskip('onnx')
 
@@ -97,6 +99,89 @@ def test_a_graph_alone_is_no_detector(intact, tmp_path):
     (tmp_path / 'broken.onnx').write_bytes(b'no model')
     with pytest.raises(ClipQError, match=r'broken\.onnx: found no readable model'):
         load_exported(tmp_path / 'broken.onnx')
+
+
+def changed(exported, tmp_path, change):
+    """A copy of an ``.onnx`` file with another model and the right checksum."""
+    if exported.suffix != '.onnx':
+        pytest.skip('ONNX alone')
+    model = onnx.load(exported)
+    change(model)
+    path = tmp_path / 'changed.onnx'
+    path.write_bytes(sealed(model.SerializeToString(), '.onnx'))
+    return path
+
+
+def copied(exported, tmp_path):
+    for file in exported.parent.glob(f'{exported.stem}.*'):
+        shutil.copy(file, tmp_path / file.name)
+    return tmp_path / exported.name
+
+
+def test_one_altered_byte_is_named_before_the_runtime_sees_it(exported, tmp_path, monkeypatch):
+    path = copied(exported, tmp_path)
+    load_exported(path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    for runtime in ('session', 'compiled'):
+        monkeypatch.setattr(exported_detector, runtime, lambda *args: pytest.fail('read'))
+    with pytest.raises(ClipQError) as caught:
+        load_exported(path)
+    assert str(caught.value).startswith(f'{path}: found another checksum than the one at its end')
+
+
+def test_a_file_that_another_tool_has_changed_is_read_without_a_checksum(exported, tmp_path):
+    path = copied(exported, tmp_path)
+    data = path.read_bytes()
+    path.write_bytes(data[: -len(sealed(b'', path.suffix))])
+    assert load_exported(path).dataset_meta['classes'] == tuple('0123456789')
+
+
+def test_other_inputs_or_outputs_are_named(exported, tmp_path):
+    def rename(model):
+        for node in model.graph.node:
+            for index, name in enumerate(node.output):
+                node.output[index] = 'places' if name == 'boxes' else name
+        model.graph.output[0].name = 'places'
+
+    path = changed(exported, tmp_path, rename)
+    with pytest.raises(ClipQError, match=r'found a model from image to places, scores, labels, w'):
+        load_exported(path)
+
+
+def test_a_model_names_no_other_file(exported, tmp_path):
+    (tmp_path / 'x.bin').write_bytes(bytes(1 << 16))
+
+    def outside(model):
+        constant = model.graph.initializer[0]
+        constant.data_location = onnx.TensorProto.EXTERNAL
+        constant.external_data.add(key='location', value='x.bin')
+
+    path = changed(exported, tmp_path, outside)
+    with pytest.raises(ClipQError, match=r'changed\.onnx: found no readable model \(.*xternal'):
+        load_exported(path)
+
+
+@pytest.mark.parametrize(
+    ('execute', 'text'),
+    [
+        (lambda images: 1 / 0, 'found a model that its runtime cannot run on an image of 96 x 64'),
+        (lambda images: [np.zeros((1, 5, 4), 'f')] * 3, r'found results of shapes \(1, 5, 4\), '),
+    ],
+)
+def test_what_a_runtime_does_with_an_image_is_a_sentence(
+    exported, tmp_path, monkeypatch, execute, text
+):
+    read = exported_detector._read_onnx
+    if exported.suffix != '.onnx':
+        pytest.skip('ONNX alone')
+    monkeypatch.setattr(exported_detector, '_read_onnx', lambda path: (read(path)[0], execute))
+    detector = load_exported(exported)
+    images = torch.rand(1, 3, 64, 96)
+    with pytest.raises(ClipQError, match=text) as caught:
+        detector.predict(images, plain_samples(images))
+    assert str(caught.value).startswith(str(exported))
 
 
 def test_graphs_of_single_modules_are_refused_by_name(intact):

@@ -4,18 +4,21 @@ import collections
 import random
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import fuzz
 import pytest
 import soak
 import torch
+from _export_mutants import write_mutant
 from _graphs import random_graph
 from _mutants import Content, mutant
 from _seeds import make_seeds, write_signed
 from compare_codes import compare
 
 import mmclipq
+from mmclipq.apis.export_file import ExportOptions, export_file
 from mmclipq.backends.reference import ReferenceBackend
 from mmclipq.errors import ClipQError
 from mmclipq.graph import ir
@@ -76,6 +79,42 @@ def test_mutants_of_a_fixed_seed(seeds, tmp_path, monkeypatch):
         assert not end.startswith('!'), f'file {number}: {end}'
         ends[end] += 1
     assert ends['refused'] > ends['works'] > 0
+
+
+def test_mutants_of_exported_files(seeds, tmp_path, monkeypatch):
+    """ONNX alone, since OpenVINO's threads do not go well with copies of this process."""
+    pytest.importorskip('onnxruntime')
+    monkeypatch.setenv('MMCLIPQ_LIMITS', fuzz.LIMITS)
+    source = tmp_path / 'a.onnx'
+    export_file(seeds / 'retina.clipq', source, ExportOptions(end2end=True))
+    assert fuzz.exported_outcome(source) == 'works'
+    ends = collections.Counter()
+    for number in range(80):
+        path = write_mutant(source, random.Random(number), tmp_path)
+        end = fuzz.exported_outcome(path)
+        assert not end.startswith('!'), f'file {number}: {end}'
+        ends[end] += 1
+    assert ends['refused'] > ends['works'] > 0
+
+
+@pytest.mark.parametrize('late', [False, True])
+def test_a_bare_error_of_a_runtime_is_a_finding(seeds, tmp_path, monkeypatch, late):
+    def fail(*args, **kwargs):
+        raise RuntimeError('x')
+
+    name = 'mmclipq.apis.exported_detector.load_exported'
+    if late:
+        monkeypatch.setattr(name, lambda path: types.SimpleNamespace(predict=fail))
+    else:
+        monkeypatch.setattr(name, fail)
+    end = '!predict' if late else '!load'
+    assert fuzz.exported_outcome(Path('a.onnx')) == f'{end} RuntimeError: x'
+
+
+@pytest.mark.slow
+def test_a_campaign_of_exported_files(tmp_path):
+    ends = fuzz.campaign(tmp_path, 0, 1000, show=False, exports=True)
+    assert set(ends) <= {'works', 'refused', 'runtime'}
 
 
 def test_mutants_are_made_again_by_their_number(seeds, tmp_path):

@@ -16,7 +16,7 @@ def session(model: Any, optimized: str = '') -> Any:
     Where the sums of its integer kernels would saturate, codes are multiplied in float32 instead.
 
     Args:
-        model: The model or its path.
+        model: The model, or the bytes of one; they can name no other file.
         optimized: File to write the optimized graph of integer kernels to, wherever that is.
     """
     import onnxruntime
@@ -29,7 +29,7 @@ def session(model: Any, optimized: str = '') -> Any:
         options.add_session_config_entry('session.disable_quant_qdq', '1')
     if optimized:
         options.optimized_model_filepath = optimized
-    content = model if isinstance(model, str) else model.SerializeToString()
+    content = model if isinstance(model, bytes) else model.SerializeToString()
     return onnxruntime.InferenceSession(content, options, ['CPUExecutionProvider'])
 
 
