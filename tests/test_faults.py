@@ -2,24 +2,34 @@
 
 import errno
 import hashlib
+import importlib
+import itertools
+import json
 import os
 import random
 import resource
+import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
+import _tool
 import cv2
 import pytest
 import torch
+from _seeds import one_stage
+from mmengine.config import Config
 
-from mmclipq.apis import load_int8, quantize, save_int8
+from mmclipq.apis import build_detector, load_int8, quantize, save_int8
 from mmclipq.apis.calibration_data import config_batches
 from mmclipq.errors import ClipQError
 from mmclipq.exporters.openvino_ir import weights_file, write_pair
 from mmclipq.graph import writing
 from mmclipq.graph.writing import write_all_atomically, write_atomically
 
+ROOT = Path(__file__).parents[1]
+NUMBER = itertools.count()
 KILLS = 40
 SIZE = 1 << 20
 
@@ -202,3 +212,108 @@ def test_an_unreadable_image_of_the_data_set_is_named(cfg, tmp_path, damage):
         assert '\n' not in str(caught.value)
     finally:
         source.write_bytes(content)
+
+
+@pytest.fixture
+def project(tmp_path, load_config, digits_root, monkeypatch):
+    """A data set and a detector of its own, and the tools in this process."""
+    shutil.copytree(digits_root, tmp_path / 'data')
+    monkeypatch.setenv('DIGITS_ROOT', str(tmp_path / 'data'))
+    monkeypatch.setenv('LOCAL_RANK', '0')
+
+    def run(tool, *arguments, workers=0):
+        cfg = Config.fromfile(ROOT / 'configs/quickstart/_base_/digits.py')
+        cfg.model = one_stage(classes=10)
+        for name in ('train', 'val', 'test'):
+            cfg[f'{name}_dataloader'].update(
+                num_workers=workers, persistent_workers=False, batch_size=2
+            )
+        cfg.train_cfg.update(max_epochs=2, val_interval=1)
+        cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1)
+        cfg.work_dir, cfg.default_scope = str(tmp_path / 'work'), 'mmdet'
+        cfg.experiment_name = cfg.visualizer['name'] = f'faults_{next(NUMBER)}'
+        cfg.dump(tmp_path / 'tiny.py')
+        words = [tool, str(tmp_path / 'tiny.py'), *map(str, arguments)]
+        monkeypatch.setattr(sys, 'argv', words)
+        with pytest.raises(SystemExit) as caught:
+            _tool.run(importlib.import_module(tool).main)
+        return caught.value.code
+
+    run.folder, run.images = tmp_path, sorted((tmp_path / 'data' / 'JPEGImages').iterdir())
+    return run
+
+
+def in_split(project, split):
+    infos = json.loads((project.folder / f'data/annotations/instances_{split}.json').read_text())
+    return project.folder / 'data/JPEGImages' / infos['images'][-1]['file_name']
+
+
+def checkpoint(folder):
+    path = folder / 'float.pth'
+    torch.save(
+        {'state_dict': build_detector(one_stage(classes=10), random=True).state_dict()}, path
+    )
+    return path
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_image_that_training_cannot_read_is_named(project, workers):
+    path = in_split(project, 'val')  # so that an epoch is over by then
+    path.write_bytes(path.read_bytes()[:50])
+    text = project('train', workers=workers)
+    assert text.startswith(f'error: {path}: found no readable image (')
+    assert text.endswith('restore it, or check data_root')
+    assert '\n' not in text
+    whole = project.folder / 'work' / 'epoch_1.pth'
+    assert (project.folder / 'work' / 'last_checkpoint').read_text() == str(whole)
+    assert torch.load(whole, weights_only=False)['meta']['epoch'] == 1
+
+
+@pytest.mark.parametrize('tool', ['test', 'compare', 'analyze', 'quantize'])
+def test_an_image_that_a_tool_cannot_read_is_named(project, tool):
+    float_ = checkpoint(project.folder)
+    path = in_split(project, 'train' if tool == 'quantize' else 'val')
+    arguments = {
+        'test': [float_],
+        'compare': ['--float', float_],
+        'analyze': [float_, '--out', project.folder / 'report', '--calib-images', '2'],
+        'quantize': [float_, '--out', project.folder / 'a.clipq', '--no-check'],
+    }[tool]
+    path.unlink()
+    text = project(tool, *arguments)
+    assert text.startswith(f'error: {path}: found no readable image (')
+    assert '\n' not in text
+    assert not (project.folder / 'a.clipq').exists()
+
+
+@pytest.mark.parametrize('tool', ['train', 'test', 'compare', 'analyze', 'quantize'])
+def test_a_data_set_that_is_gone_is_a_sentence(project, tool):
+    float_ = checkpoint(project.folder)
+    arguments = {
+        'train': [],
+        'test': [float_],
+        'compare': ['--float', float_],
+        'analyze': [float_, '--out', project.folder / 'report'],
+        'quantize': [float_, '--out', project.folder / 'a.clipq', '--no-check'],
+    }[tool]
+    shutil.rmtree(project.folder / 'data')
+    text = project(tool, *arguments)
+    assert text.startswith(f'error: {project.folder}/tiny.py: found ')
+    assert 'instances_' in text
+    assert 'data_root' in text
+    assert '\n' not in text
+
+
+def test_a_training_on_a_full_disk_is_a_sentence(project, monkeypatch):
+    write = os.write
+
+    def refuse(handle, data):
+        if os.readlink(f'/proc/self/fd/{handle}').startswith(str(project.folder)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(handle, data)
+
+    monkeypatch.setattr(writing.os, 'write', refuse)
+    text = project('train')
+    assert text.startswith('error: ')
+    assert 'No space left on device' in text
+    assert '\n' not in text

@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 from pycocotools.coco import COCO
 from tqdm import tqdm
 
+from ..apis.calibration_data import read_image
 from ..errors import ClipQError
 from ..evaluation.coco import Detections, MatchedBoxes
 from ..evaluation.matches import Matches
@@ -126,7 +127,7 @@ class AnalysedImages:
     def _item(self, number: int) -> Any:
         if number in self._kept:
             return self._kept[number]
-        item = self.dataset[number]
+        item = read_image(self.dataset, number)
         size = item['inputs'].numel() * item['inputs'].element_size()
         if self._kept_bytes + size <= KEPT_BYTES:
             self._kept[number] = item

@@ -17,8 +17,9 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
 from tqdm import tqdm
 
-from ..errors import ClipQError, first_line
+from ..errors import ClipQError
 from .mmdet_tools import check_range
+from .unreadable import unreadable_image
 
 IMAGE_SUFFIXES = frozenset({'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff'})
 _SEED = 0
@@ -129,10 +130,10 @@ def _config_batches(
         raise ClipQError(f'{cfg.filename}: found an empty training set, wanted images')
     for position in tqdm(choose(len(images)), desc='calibration', unit='image'):
         dataset, index = images[position]
-        yield pseudo_collate([_read_image(dataset, index)])
+        yield pseudo_collate([read_image(dataset, index)])
 
 
-def _read_image(dataset: Any, index: int) -> Any:
+def read_image(dataset: Any, index: int) -> Any:
     """Image ``index`` of a data set.
 
     Raises:
@@ -142,11 +143,7 @@ def _read_image(dataset: Any, index: int) -> Any:
         return dataset[index]
     except Exception as error:  # OpenCV's and the file system's own ones
         path = dataset.get_data_info(index).get('img_path', f'image {index}')
-        reason = first_line(error)
-        raise ClipQError(
-            f'{path}: found no readable image ({reason}), wanted the one that the annotations '
-            'name; restore it, or pass --calib-dir'
-        ) from error
+        raise unreadable_image(path, error) from error
 
 
 def folder_batches(

@@ -11,6 +11,7 @@ import torch
 
 from .._compat import mend_heads
 from ..errors import ClipQError
+from .unreadable import refusals_told, unreadable_images_named
 
 
 def check_file(path: str | os.PathLike, wanted: str) -> None:
@@ -103,7 +104,8 @@ def run_mmdet_tool(name: str, arguments: list[str]) -> None:
     """Run mmdet's ``tools/<name>.py`` with ``arguments``.
 
     Raises:
-        ClipQError: if there is no such config or mmdet was installed without its tools.
+        ClipQError: if there is no such config, mmdet was installed without its tools, or the tool
+            meets an image or a file that cannot be read.
     """
     import mmdet
 
@@ -118,4 +120,6 @@ def run_mmdet_tool(name: str, arguments: list[str]) -> None:
         arguments = [find_config(arguments[0]), *arguments[1:]]
     mend_heads()
     sys.argv = [str(tool), *arguments]
-    runpy.run_path(str(tool), run_name='__main__')
+    config = arguments[0] if arguments else name
+    with unreadable_images_named(), refusals_told(config):
+        runpy.run_path(str(tool), run_name='__main__')

@@ -15,6 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .._compat import as_detector
+from ..apis.unreadable import refusals_told, unreadable_images_named
 from .coco import MatchedBoxes
 from .matches import Matches
 
@@ -72,21 +73,26 @@ def evaluate(
         cfg: Config with ``test_dataloader`` and ``test_evaluator``.
         name: Shown at the progress bar.
         matched: Whether to keep which detection found which object, for intervals.
+
+    Raises:
+        ClipQError: naming an image that cannot be read, or the data set that is not there.
     """
     init_default_scope('mmdet')
-    loader = Runner.build_dataloader(cfg.test_dataloader, seed=0)
-    evaluator = Evaluator(cfg.test_evaluator)
+    with refusals_told(str(cfg.filename)):
+        loader = Runner.build_dataloader(cfg.test_dataloader, seed=0)
+        evaluator = Evaluator(cfg.test_evaluator)
     boxes = MatchedBoxes.beside(evaluator, loader.dataset) if matched else None
     evaluator.dataset_meta = loader.dataset.metainfo
     detector.eval()
     times: list[float] = []
     images = 0
-    for batch in tqdm(loader, desc=name, unit='batch'):
-        start = time.perf_counter()
-        outputs = as_detector(detector).test_step(batch)
-        times.append((time.perf_counter() - start) / len(outputs))
-        images += len(outputs)
-        evaluator.process(data_samples=outputs, data_batch=batch)
+    with unreadable_images_named():
+        for batch in tqdm(loader, desc=name, unit='batch'):
+            start = time.perf_counter()
+            outputs = as_detector(detector).test_step(batch)
+            times.append((time.perf_counter() - start) / len(outputs))
+            images += len(outputs)
+            evaluator.process(data_samples=outputs, data_batch=batch)
     median = sorted(times)[len(times) // 2]
     metrics = evaluator.evaluate(images)
     return Evaluation(metrics, median * 1000, images, boxes.matches if boxes else None)
