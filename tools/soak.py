@@ -2,11 +2,15 @@
 """Let several threads share one int8 detector for a long time, on images of changing sizes.
 
 Every result must equal the one that the same image gives alone, and memory, open files and threads
-must stay where they were once every size has been seen.
+must stay where they were once every size has been seen. With --processes several processes share
+the file at once, each with its own detector and threads; what an image gives alone must be the same
+in all of them.
 """
 
 import argparse
+import hashlib
 import json
+import multiprocessing
 import os
 import random
 import sys
@@ -40,13 +44,22 @@ def results(detector: Any, images: Any) -> list[Any]:
 
 
 def soak(detector: Any, threads: int, count: int, sizes: list[tuple[int, int]], show: bool) -> dict:
-    """Run ``count`` images on each thread; returns what was seen."""
+    """Run ``count`` images on each thread; returns what was seen.
+
+    Returns:
+        Numbers of images and of results that differ, errors, seconds, ``samples`` of
+        ``(images, *usage())``, and the digest of what the images give alone.
+    """
     import torch
     from tqdm import tqdm
 
     generator = torch.Generator().manual_seed(0)
     images = [torch.rand(1, 3, *size, generator=generator) for size in sizes]
     alone = [results(detector, image) for image in images]
+    digest = hashlib.sha256()
+    for found in alone:
+        for tensor in found:
+            digest.update(repr(tensor.tolist()).encode())
     total = threads * count
     done, different, errors = [0] * threads, [0] * threads, []
 
@@ -80,7 +93,50 @@ def soak(detector: Any, threads: int, count: int, sizes: list[tuple[int, int]], 
         'errors': errors,
         'seconds': round(time.monotonic() - start, 1),
         'samples': samples,
+        'alone': digest.hexdigest(),
     }
+
+
+def in_process(
+    file: str, backend: str, threads: int, count: int, sizes: list[tuple[int, int]], show: bool
+) -> dict:
+    """:func:`soak` of a file's detector, in this process."""
+    import torch
+
+    from mmclipq.apis import load_int8
+
+    torch.set_num_threads(1)
+    return soak(load_int8(file, backend=backend), threads, count, sizes, show)
+
+
+def in_processes(number: int, *arguments: Any) -> list[dict]:
+    """:func:`in_process` in several processes at once; the first shows its progress."""
+    context = multiprocessing.get_context('spawn')
+    with context.Pool(number) as pool:
+        jobs = [pool.apply_async(in_process, (*arguments, index == 0)) for index in range(number)]
+        return [job.get() for job in jobs]
+
+
+def plot(reports: list[dict], path: str) -> None:
+    """Draw memory, open files and threads over the images of each process."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(3, 1, figsize=(7, 5), sharex=True, layout='constrained')
+    for index, (panel, name) in enumerate(
+        zip(panels, ('MiB in memory', 'open files', 'threads'), strict=True), 1
+    ):
+        for report in reports:
+            images = [sample[0] for sample in report['samples']]
+            panel.plot(images, [sample[index] for sample in report['samples']], linewidth=1.2)
+        panel.set_ylabel(name)
+        panel.set_ylim(0)
+        panel.grid(alpha=0.3)
+    panels[-1].set_xlabel('images' if len(reports) == 1 else 'images of each process')
+    figure.savefig(path, dpi=110, metadata={'Date': None} if path.endswith('.svg') else None)
+    pyplot.close(figure)
 
 
 def verdict(report: dict) -> list[str]:
@@ -109,35 +165,43 @@ def main(arguments: list[str]) -> None:
     parser.add_argument('--sizes', type=int, default=24, help='number of sizes (default: 24)')
     parser.add_argument('--side', type=int, default=256, help='largest side (default: 256)')
     parser.add_argument('--backend', default='auto')
+    parser.add_argument('--processes', type=int, default=1, help='(default: 1)')
     parser.add_argument('--json', metavar='FILE', help='write what was seen')
+    parser.add_argument('--plot', metavar='FILE', help='draw it as *.png or *.svg')
     args = parser.parse_args(arguments)
 
     from mmclipq.apis.mmdet_tools import check_file, check_range
 
     check_file(args.file, 'a .clipq file')
-    for name in ('threads', 'images', 'sizes'):
+    for name in ('threads', 'images', 'sizes', 'processes'):
         check_range(f'--{name}', getattr(args, name), 1)
     check_range('--side', args.side, 64)
 
-    import torch
-
-    from mmclipq.apis import load_int8
     from mmclipq.graph.writing import write_atomically
 
-    torch.set_num_threads(1)
     rng = random.Random(0)
     sides = range(64, args.side + 1, 32)  # as a data preprocessor pads images
     sizes = [(rng.choice(sides), rng.choice(sides)) for _ in range(args.sizes)]
-    detector = load_int8(args.file, backend=args.backend)
-    report = soak(detector, args.threads, args.images, sizes, sys.stderr.isatty())
+    given = args.file, args.backend, args.threads, args.images, sizes
+    if args.processes == 1:
+        reports = [in_process(*given, sys.stderr.isatty())]
+    else:
+        reports = in_processes(args.processes, *given)
     if args.json:
-        write_atomically(args.json, json.dumps(report, indent=1).encode())
-    print('| images | MiB | open files | threads |\n|---|---|---|---|')
-    step = max(1, len(report['samples']) // 10)
-    for images, memory, files, threads in [*report['samples'][::step], report['samples'][-1]]:
-        print(f'| {images} | {memory:.0f} | {files} | {threads} |')
-    wrong = verdict(report)
-    print(f'{report["images"]} images in {report["seconds"]} s, {report["different"]} different')
+        write_atomically(args.json, json.dumps(reports, indent=1).encode())
+    if args.plot:
+        plot(reports, args.plot)
+    wrong = [text for report in reports for text in verdict(report)]
+    if len({report['alone'] for report in reports}) > 1:
+        wrong.append('an image alone gives different results in the processes')
+    for report in reports:
+        print('| images | MiB | open files | threads |\n|---|---|---|---|')
+        step = max(1, len(report['samples']) // 10)
+        for images, memory, files, threads in [*report['samples'][::step], report['samples'][-1]]:
+            print(f'| {images} | {memory:.0f} | {files} | {threads} |')
+        print(
+            f'{report["images"]} images in {report["seconds"]} s, {report["different"]} different'
+        )
     for text in wrong:
         print(f'wrong: {text}')
     sys.exit(1 if wrong else 0)

@@ -112,6 +112,20 @@ def test_video_is_read_frame_by_frame(inferencer, images, tmp_path):
     assert seen == [True] * 4 + [False]
 
 
+def test_an_unreadable_image_costs_no_result_before_it(inferencer, tmp_path):
+    folder, out = tmp_path / 'images', tmp_path / 'out'
+    folder.mkdir()
+    for name in 'abd':
+        cv2.imwrite(str(folder / f'{name}.png'), np.full((64, 64, 3), 128, np.uint8))
+    (folder / 'c.png').write_bytes((folder / 'd.png').read_bytes()[:40])
+    with pytest.raises(ClipQError, match=r'c\.png: found no readable image'):
+        inferencer(str(folder), out_dir=str(out), no_save_pred=False)
+    assert {path.name for path in (out / 'preds').iterdir()} == {'a.json', 'b.json'}
+    assert {path.name for path in (out / 'vis').iterdir()} == {'a.png', 'b.png'}
+    for path in (out / 'preds').iterdir():
+        assert json.loads(path.read_text()).keys() >= {'scores', 'bboxes'}
+
+
 def test_video_that_fails_leaves_nothing(inferencer, tmp_path):
     (tmp_path / 'broken.avi').write_bytes(b'no video')
     out = tmp_path / 'out'

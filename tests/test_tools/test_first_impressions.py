@@ -20,6 +20,7 @@ ARGUMENTS = {
     'coverage': ['a.py'],
     'export': ['a.clipq', '--format', 'onnx', '--out', 'a.onnx'],
     'infer': ['a.clipq', 'a.jpg'],
+    'kill': [],
     'make_digits': [],
     'quantize': ['a.py', 'a.pth', '--out', 'a.clipq'],
     'soak': ['a.clipq'],

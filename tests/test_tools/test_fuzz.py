@@ -1,6 +1,7 @@
 """Damaged files end in a working detector or in one sentence; what does not is found."""
 
 import collections
+import json
 import random
 import subprocess
 import sys
@@ -222,6 +223,30 @@ def test_threads_give_what_one_gives_alone(seeds):
     detector = mmclipq.load_int8(seeds / 'two_stage.clipq')
     report = soak.soak(detector, 4, 10, [(64, 64), (96, 64), (64, 128)], show=False)
     assert (report['images'], report['different'], report['errors']) == (40, 0, [])
+
+
+def test_processes_share_a_file(seeds, tmp_path, capsys):
+    arguments = [seeds / 'fcos.clipq', '--threads', '2', '--images', '5', '--sizes', '2']
+    arguments += ['--side', '64', '--processes', '2', '--plot', tmp_path / 'a.svg']
+    with pytest.raises(SystemExit) as caught:
+        soak.main([*map(str, arguments), '--json', str(tmp_path / 'a.json')])
+    printed = capsys.readouterr().out
+    assert printed.count('10 images in') == 2
+    assert caught.value.code == 0, printed
+    assert (tmp_path / 'a.svg').read_text().rstrip().endswith('</svg>')
+    reports = json.loads((tmp_path / 'a.json').read_text())
+    assert [report['images'] for report in reports] == [10, 10]
+
+
+def test_processes_that_disagree_are_found(tmp_path, monkeypatch, capsys):
+    (tmp_path / 'a.clipq').touch()
+    sample = [(10, 100.0, 5, 9)]
+    one = {'images': 10, 'different': 0, 'errors': [], 'seconds': 1.0, 'samples': sample}
+    monkeypatch.setattr(soak, 'in_processes', lambda *a: [one | {'alone': x} for x in 'ab'])
+    with pytest.raises(SystemExit) as caught:
+        soak.main([str(tmp_path / 'a.clipq'), '--processes', '2'])
+    assert caught.value.code == 1
+    assert 'an image alone gives different results' in capsys.readouterr().out
 
 
 def test_what_a_long_run_must_not_show():
