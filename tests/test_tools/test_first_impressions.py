@@ -47,12 +47,33 @@ def test_every_tool_is_here():
     assert names - {'rooms', 'fuzz'} == ARGUMENTS.keys()
 
 
-@pytest.mark.parametrize('tool', sorted(ARGUMENTS))
-def test_an_interruption_during_imports_is_one_line(tool, tmp_path):
+PLAIN = 'import time\nprint("importing", flush=True)\ntime.sleep(60)\n'
+IN_C = """
+import time
+print("importing", flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    raise ImportError('initialization failed') from None
+"""
+SWALLOWED = """
+import time
+print("importing", flush=True)
+for _ in range(2):
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ('tool', 'module'),
+    [*((tool, PLAIN) for tool in sorted(ARGUMENTS)), ('quantize', IN_C), ('quantize', SWALLOWED)],
+)
+def test_an_interruption_during_imports_is_one_line(tool, module, tmp_path):
     for package in ('torch', 'cv2'):
-        (tmp_path / f'{package}.py').write_text(
-            'import time\nprint("importing", flush=True)\ntime.sleep(60)\n'
-        )
+        (tmp_path / f'{package}.py').write_text(module)
     process = subprocess.Popen(
         command(tool, *ARGUMENTS[tool]),
         stdout=subprocess.PIPE,
@@ -95,3 +116,41 @@ def test_nothing_comes_before_the_sentence(tool, arguments, said, tmp_path):
     assert done.stdout == ''
     assert done.stderr.startswith(f'error: {said}')
     assert done.stderr.count('\n') == 1
+
+
+CLEANING = """
+import sys, time
+from _tool import run
+
+def main(arguments):
+    try:
+        print('working', flush=True)
+        time.sleep(60)
+    finally:
+        try:
+            raise ValueError
+        except ValueError:
+            time.sleep(1.5)
+        print('cleaned', flush=True)
+
+run(main)
+"""
+
+
+def test_an_interruption_does_not_stop_the_cleaning_up_after_it(tmp_path):
+    (tmp_path / 'cleaning.py').write_text(CLEANING)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / 'cleaning.py')],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=plain_environment(PYTHONPATH=str(TOOLS)),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        assert process.stdout.readline() == b'working\n'
+        process.send_signal(signal.SIGINT)
+        printed, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert printed == b'cleaned\n'
+    assert error == b'interrupted; nothing half-written was left\n'
