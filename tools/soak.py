@@ -132,7 +132,7 @@ def plot(reports: list[dict], path: str) -> None:
             images = [sample[0] for sample in report['samples']]
             panel.plot(images, [sample[index] for sample in report['samples']], linewidth=1.2)
         panel.set_ylabel(name)
-        panel.set_ylim(0)
+        panel.set_ylim(0, 1.15 * max(s[index] for report in reports for s in report['samples']))
         panel.grid(alpha=0.3)
     panels[-1].set_xlabel('images' if len(reports) == 1 else 'images of each process')
     figure.savefig(path, dpi=110, metadata={'Date': None} if path.endswith('.svg') else None)
