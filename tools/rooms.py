@@ -31,7 +31,7 @@ LAYERS = (
     ('detector',),
     ('apis',),
     ('engine', 'evaluation', 'benchmark'),
-    ('analysis',),
+    ('analysis', 'experiments'),
     (TOOLS,),
 )
 """Rooms, bottom up. One imports from the layers before its own: none from its own row."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -206,19 +207,38 @@ def ap_differences(
     Raises:
         ClipQError: if the two were not evaluated on the same images and classes, or on only one.
     """
-    check_same_images(first, second)
-    weights = image_weights(len(first.images), resamples, seed)
-    cells = 2 * len(first.classes) * len(first.areas)
+    return mean_differences([(first, second)], resamples, seed)
+
+
+def mean_differences(
+    pairs: Sequence[tuple[Matches, Matches]], resamples: int = RESAMPLES, seed: int = 0
+) -> list[Difference]:
+    """The mean over several pairs of detectors, such as seeds of training, see
+    :func:`ap_differences`: the images are drawn once for all pairs.
+
+    Raises:
+        ClipQError: if not all were evaluated on the same images and classes.
+    """
+    distinct = {id(matches): matches for pair in pairs for matches in pair}
+    for matches in distinct.values():
+        check_same_images(pairs[0][0], matches)
+    weights = image_weights(len(pairs[0][0].images), resamples, seed)
+    cells = sum(len(m.classes) * len(m.areas) for m in distinct.values())
     with tqdm(total=cells, desc='interval', unit='curve', delay=2) as bar:
-        one, other = weighted_ap(first, weights, bar), weighted_ap(second, weights, bar)
-    influences = _influences(first), _influences(second)
-    exact = average_precision(first), average_precision(second)
+        drawn = {key: weighted_ap(m, weights, bar) for key, m in distinct.items()}
+    influences = {key: _influences(m) for key, m in distinct.items()}
+    exact = {key: average_precision(m) for key, m in distinct.items()}
+
+    def mean(found: Mapping[int, Mapping[str, Any]], side: int, name: str) -> Any:
+        return sum(found[id(pair[side])][name] for pair in pairs) / len(pairs)
+
     differences = []
-    for name, value in exact[0].items():
-        if np.isnan(value):
+    for name in exact[id(pairs[0][0])]:
+        one, other = mean(exact, 0, name), mean(exact, 1, name)
+        if np.isnan(one):
             continue
-        moved = influences[1][name] - influences[0][name]
-        drawn = other[name] - one[name]
-        ends = _interval(exact[1][name] - value, drawn, moved, weights)
-        differences.append(Difference(name, value, exact[1][name], *ends))
+        moved = mean(influences, 1, name) - mean(influences, 0, name)
+        apart = mean(drawn, 1, name) - mean(drawn, 0, name)
+        ends = _interval(other - one, apart, moved, weights)
+        differences.append(Difference(name, one, other, *ends))
     return differences
