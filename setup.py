@@ -157,7 +157,6 @@ setup(
         'mmengine>=0.10,<1',
         'pillow',
         'pycocotools',
-        'pyyaml',
         'safetensors>=0.4',
         'torch>=2.4',
         'tqdm',

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from mmengine.fileio import load
 
 from ..errors import ClipQError
 
@@ -170,7 +170,7 @@ def parse_table(name: str, content: Mapping[str, Any]) -> Table:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text(encoding='utf-8'))
+    return load(path)
 
 
 def load_table(name: str) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ _FIELDS = ('image', 'hit', 'counted', 'positives')
 
 def save_matches(matches: Matches, path: Path) -> None:
     """Write ``matches`` as a ``.npz`` file, whole or not at all, without pickle."""
-    arrays = {
+    arrays: dict[str, Any] = {
         'images': np.array([str(image) for image in matches.images]),
         'classes': np.array(matches.classes),
         'thresholds': matches.thresholds,

@@ -12,7 +12,6 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from torch import nn
 
 from .measuring import load
 from .training import start_of
@@ -22,7 +21,7 @@ IMAGES = 24
 WARM_UP = 4
 
 
-def _detector(folder: Path) -> nn.Module:
+def _detector(folder: Path) -> Any:
     """The detector that was measured in ``folder``."""
     job = json.loads((folder / 'job.json').read_text())
     checkpoint = start_of([Path(path) for path in job['needs'].values()])
