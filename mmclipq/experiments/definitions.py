@@ -17,7 +17,7 @@ from ..errors import ClipQError
 
 FOLDER = Path(__file__).parent / 'definitions'
 TABLES = tuple(f'table{n}' for n in range(1, 10)) + ('figure7', 'figure8')
-DATASETS = ('digits', 'bccd', 'voc', 'coco', 'imagenet')
+DATASETS = ('digits', 'bccd', 'voc', 'coco')
 METRICS = ('AP', 'AP50', 'AP75', 'AR1', 'AR10', 'AR100')
 """COCO's figures in the paper's order; it calls the last three all AR 0.5:0.95."""
 KINDS = ('metrics', 'rivals', 'datasets', 'histogram', 'curves')

@@ -16,10 +16,9 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from ..errors import ClipQError
+from .files import DESCRIPTION, LOG, RESULT, job_config, write
 from .recipe import Job
 
-RESULT = 'result.json'
-LOG = 'output.log'
 POLL_SECONDS = 0.2
 
 
@@ -29,13 +28,6 @@ class Process(Protocol):
     def poll(self) -> int | None: ...
     def terminate(self) -> None: ...
     def wait(self) -> int: ...
-
-
-def write(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all."""
-    part = path.with_name(f'{path.name}.part')
-    part.write_text(json.dumps(content, indent=1) + '\n')
-    os.replace(part, path)
 
 
 def start_worker(folder: Path, threads: int | None) -> Process:
@@ -52,8 +44,6 @@ def cost(job: Job) -> float:
     """Share of a job in the bar: epochs of a training; all others take little."""
     if job.kind != 'train':
         return 0.3
-    from .worker import job_config
-
     return float(job_config(job.config).get('train_cfg', {}).get('max_epochs', 1))
 
 
@@ -85,7 +75,7 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         needs = {need.key: str(self.path(need)) for need in job.needs}
         fields = {name: getattr(job, name) for name in ('kind', 'name', 'key', 'content', 'config')}
-        write(folder / 'job.json', {**fields, 'needs': needs})
+        write(folder / DESCRIPTION, {**fields, 'needs': needs})
         return folder
 
     @contextmanager

@@ -12,8 +12,9 @@ from typing import Any
 
 from ..errors import ClipQError
 from .definitions import DataSet, Table, detector_of, load_dataset, tables_for
-from .engine import Store, write
+from .engine import Store
 from .figures import add_shares, draw_curves
+from .files import write
 from .recipe import Recipes
 from .report import markdown
 from .summary import jobs_of, summarize

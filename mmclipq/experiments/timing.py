@@ -13,9 +13,9 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
+from .files import DESCRIPTION, job_config
 from .measuring import load
 from .training import start_of
-from .worker import job_config
 
 IMAGES = 24
 WARM_UP = 4
@@ -23,7 +23,7 @@ WARM_UP = 4
 
 def _detector(folder: Path) -> Any:
     """The detector that was measured in ``folder``."""
-    job = json.loads((folder / 'job.json').read_text())
+    job = json.loads((folder / DESCRIPTION).read_text())
     checkpoint = start_of([Path(path) for path in job['needs'].values()])
     assert checkpoint is not None  # every measurement needs a training
     return load(job_config(job['config']), job['content'], folder, checkpoint)

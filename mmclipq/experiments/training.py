@@ -14,7 +14,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
 from .._compat import mend_heads
-from .engine import write
+from .files import RESULT, write
 from .rivals import RIVALS
 
 CURVE = 'curve.json'
@@ -36,7 +36,7 @@ def start_of(needs: Sequence[Path]) -> Path | None:
     """The checkpoint that the training of a folder ended with."""
     if not needs:
         return None
-    return needs[0] / json.loads((needs[0] / 'result.json').read_text())['checkpoint']
+    return needs[0] / json.loads((needs[0] / RESULT).read_text())['checkpoint']
 
 
 class RivalRunner(Runner):

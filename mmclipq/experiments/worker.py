@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import ctypes
 import json
 import signal
@@ -12,12 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
-
-
-def job_config(text: str) -> Config:
-    """The config of a job."""
-    return Config(ast.literal_eval(text))
+from .files import DESCRIPTION, RESULT, job_config, write
 
 
 def end_with_parent() -> None:
@@ -28,7 +22,7 @@ def end_with_parent() -> None:
 
 def do(folder: Path) -> dict[str, Any]:
     """Do the job described in ``folder``; returns what it found."""
-    job = json.loads((folder / 'job.json').read_text())
+    job = json.loads((folder / DESCRIPTION).read_text())
     cfg, content = job_config(job['config']), job['content']
     needs = [Path(path) for path in job['needs'].values()]
     begin = time.perf_counter()
@@ -51,8 +45,6 @@ def do(folder: Path) -> dict[str, Any]:
 def main() -> None:
     end_with_parent()
     import torch
-
-    from .engine import RESULT, write
 
     # Fresh deep networks meet denormal numbers, on which a CPU is several times slower.
     torch.set_flush_denormal(True)

@@ -7,7 +7,13 @@ import pytest
 from simulated_pairs import Pair, coverage, draw
 
 from mmclipq.errors import ClipQError
-from mmclipq.evaluation.interval import UNSEEN, Difference, ap_differences, difference_table
+from mmclipq.evaluation.interval import (
+    UNSEEN,
+    Difference,
+    ap_differences,
+    difference_table,
+    mean_differences,
+)
 
 
 @pytest.fixture(scope='module')
@@ -88,3 +94,21 @@ def test_other_images_are_refused(pair):
 )
 def test_interval_holds_the_true_difference(pair, images):
     assert 0.93 <= coverage(pair, images, draws=400) <= 0.97
+
+
+def test_the_mean_of_pairs_lies_between_them_and_one_pair_is_itself(pair):
+    other = draw(Pair(lost=0.3), 120, np.random.default_rng(0))
+    one, two = (ap_differences(*p, resamples=100)[0] for p in (pair, other))
+    mean = mean_differences([pair, other], resamples=100)[0]
+    assert mean.difference == pytest.approx((one.difference + two.difference) / 2)
+    assert mean.low < mean.difference < mean.high
+    assert mean_differences([pair], resamples=100)[0] == one
+    # Two seeds that are the same say no more than one.
+    same = mean_differences([pair, pair], resamples=100)[0]
+    assert (same.low, same.high) == pytest.approx((one.low, one.high))
+
+
+def test_pairs_on_other_images_are_refused(pair):
+    other = draw(Pair(), 60, np.random.default_rng(0))
+    with pytest.raises(ClipQError, match='found results on other images'):
+        mean_differences([pair, other])

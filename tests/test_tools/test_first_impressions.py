@@ -22,6 +22,8 @@ ARGUMENTS = {
     'infer': ['a.clipq', 'a.jpg'],
     'kill': [],
     'make_digits': [],
+    'make_trees': ['a', '--out', 'b'],
+    'paper': ['table1', '--data', 'digits'],
     'quantize': ['a.py', 'a.pth', '--out', 'a.clipq'],
     'soak': ['a.clipq'],
     'storage': ['a.py'],
