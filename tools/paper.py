@@ -24,6 +24,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         '--work-dir', type=Path, help='for trainings (default: work_dirs/paper/DATA)'
     )
     parser.add_argument('--out', type=Path, help='for pages (default: results in the work folder)')
+    parser.add_argument(
+        '--float', dest='stock', type=Path, metavar='PTH',
+        help='trained checkpoint of the stock detector, instead of training it; with --detector',
+    )  # fmt: skip
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time (default: 1)')
     parser.add_argument('--report', action='store_true', help='print what is there, run nothing')
     parser.add_argument(
@@ -54,10 +58,14 @@ def main(arguments: list[str]) -> None:
             raise ClipQError(f'found table {name!r}, wanted all or some of {", ".join(TABLES)}')
     if args.into is not None:
         check_file(args.into, 'a Markdown file with markers')
+    if args.stock is not None:
+        check_file(args.stock, 'a float checkpoint (.pth)')
+        if args.detector is None:
+            raise ClipQError('found --float alone, wanted the --detector that it belongs to')
     folder = args.work_dir or Path('work_dirs/paper') / args.data
     request = Request(
         names, args.data, args.seeds, args.detector, folder, args.out or folder / 'results',
-        args.jobs, args.report, parsed_options(args.cfg_options),
+        args.jobs, args.report, parsed_options(args.cfg_options), args.stock,
     )  # fmt: skip
     for name, text in make_tables(request):
         print(text)

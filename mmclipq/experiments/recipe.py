@@ -62,6 +62,14 @@ class Job:
         return [*found.values(), self]
 
 
+def _sum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 @functools.cache
 def _read_config(path: str) -> Config:
     # MMEngine tells of every variable that a config reads, for each of its bases.
@@ -86,12 +94,18 @@ class Recipes:
         dataset: The data set.
         detector: Name of the detector among the data set's.
         budget: Entries that replace those of every config, for short trials.
+        stock: A trained checkpoint of the stock detector, which takes the place of its training.
     """
 
     def __init__(
-        self, dataset: DataSet, detector: str, budget: Mapping[str, Any] | None = None
+        self,
+        dataset: DataSet,
+        detector: str,
+        budget: Mapping[str, Any] | None = None,
+        stock: Path | None = None,
     ) -> None:
         self.dataset, self.detector, self.budget = dataset, detector, dict(budget or {})
+        self.stock = None if stock is None else {'path': str(stock.resolve()), 'sum': _sum(stock)}
         self.entry = dataset.detectors[detector]
 
     def config(self, run: Run) -> Config:
@@ -122,6 +136,8 @@ class Recipes:
         if clipped:
             del cfg.clipq['int8']  # of the conversion, which follows
         content = {'seed': seed, 'validate': run.base != 'finetune', 'rival': rival}
+        if run.base == 'float' and self.stock is not None:
+            return _job('train', f'{self.detector}: {self.stock["path"]}', self.stock, cfg)
         start = () if run.base != 'finetune' else (self.training(Run('float'), seed),)
         return _job('train', self._name(trained, seed, rival), content, cfg, *start)
 

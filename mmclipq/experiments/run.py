@@ -34,6 +34,7 @@ class Request:
         at_once: Number of runs at the same time.
         report: Whether to print what is there and run nothing.
         budget: Entries that replace those of every config.
+        stock: A trained checkpoint of the stock detector.
     """
 
     tables: Sequence[str]
@@ -45,6 +46,7 @@ class Request:
     at_once: int = 1
     report: bool = False
     budget: Mapping[str, Any] = field(default_factory=dict)
+    stock: Path | None = None
 
 
 def find_data(dataset: DataSet, work_dir: Path, make: bool) -> None:
@@ -103,7 +105,7 @@ def make_tables(request: Request, store: Store | None = None) -> Iterator[tuple[
     for name, table in tables.items():
         detector = detector_of(table, dataset, request.detector)
         assert detector is not None  # tables_for keeps those that have one
-        plans[name] = table, Recipes(dataset, detector, request.budget)
+        plans[name] = table, Recipes(dataset, detector, request.budget, request.stock)
     failed: list[str] = []
     if not request.report:
         jobs = [job for table, r in plans.values() for job in jobs_of(table, r, seeds)]

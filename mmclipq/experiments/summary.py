@@ -173,7 +173,7 @@ def _add_curves(found: Summary, recipes: Recipes, store: Store) -> None:
         for seed in found.seeds:
             result = store.result(recipes.training(row.run, seed))
             for epoch, metrics in (result or {}).get('curve', {}).items():
-                value = next((v for k, v in metrics.items() if k.endswith('mAP')), None)
+                value = metrics.get('coco/bbox_mAP')
                 if value is not None:
                     curve.setdefault(int(epoch), {})[str(seed)] = value
         found.curves[row.name] = dict(sorted(curve.items()))

@@ -33,7 +33,7 @@ class CurveHook(Hook):
 
 
 def start_of(needs: Sequence[Path]) -> Path | None:
-    """The checkpoint that the training of a folder ended with."""
+    """The checkpoint that the training of a folder ended with, by its own path if it has one."""
     if not needs:
         return None
     return needs[0] / json.loads((needs[0] / RESULT).read_text())['checkpoint']
@@ -86,9 +86,12 @@ def train(
     Args:
         cfg: The config.
         content: ``seed``; ``validate``: whether to validate; ``rival``: what changes the detector.
+            Or the ``path`` of a checkpoint that takes the place of the training.
         folder: Work folder, in which a training that was interrupted goes on.
         needs: Folder of the training whose checkpoint this one starts at, if any.
     """
+    if 'path' in content:
+        return {'checkpoint': content['path'], 'curve': {}}
     start = start_of(needs)
     cfg = training_config(cfg, content, folder, start)
     mend_heads()

@@ -196,6 +196,7 @@ def test_marked_tables_are_replaced():
         (['table1', '--data', 'digits', '--seeds', '0'], '--seeds: found 0'),
         (['table1', '--data', 'digits', '--into', 'absent.md'], 'absent.md: found no file'),
         (['table6', '--data', 'digits', '--detector', 'yolov3'], 'table6: found no config of yolo'),
+        (['table6', '--data', 'digits', '--float', __file__], 'found --float alone'),
     ],
 )
 def test_a_mistake_is_one_sentence(arguments, said, tmp_path, monkeypatch):

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from mmclipq.experiments.definitions import Run, load_dataset, load_table
-from mmclipq.experiments.files import job_config
+from mmclipq.experiments.files import RESULT, job_config, write
 from mmclipq.experiments.recipe import Recipes
 from mmclipq.experiments.summary import jobs_of
+from mmclipq.experiments.training import start_of, train
 
 
 @pytest.fixture
@@ -84,3 +85,21 @@ def test_the_budget_wins(digits):
     short = Recipes(load_dataset('digits'), 'yolov3', {'train_cfg.max_epochs': 1})
     assert short.config(CLIPPED).train_cfg.max_epochs == 1
     assert short.config(Run('float')).train_cfg.max_epochs == 1
+
+
+def test_a_trained_checkpoint_takes_the_place_of_the_stock_training(recipes, tmp_path):
+    """For all seeds; another file makes other jobs of all that starts there."""
+    path = tmp_path / 'zoo.pth'
+    keys = set()
+    for content in (b'one', b'two'):
+        path.write_bytes(content)
+        own = Recipes(recipes.dataset, 'yolov3', stock=path)
+        first, second = (own.training(CLIPPED, seed) for seed in (0, 1))
+        assert first.needs == second.needs
+        folder = tmp_path / first.needs[0].folder
+        folder.mkdir()
+        found = train(None, first.needs[0].content, folder, [])
+        write(folder / RESULT, found)
+        assert start_of([folder]) == path
+        keys |= {first.key, first.needs[0].key}
+    assert len(keys) == 4
