@@ -78,7 +78,7 @@ def test_a_failed_run_is_told_after_the_pages_are_written(digits, here, request_
     here.start = lambda folder, threads: Done(1)
     pages = make_tables(request_of('table4'), here)
     assert next(pages)[0] == 'table4'
-    with pytest.raises(ClipQError, match='found 10 runs that failed, wanted none; first: yolov3'):
+    with pytest.raises(ClipQError, match='found 16 runs that failed, wanted none; first: yolov3'):
         next(pages)
 
 
