@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..evaluation.interval import Difference, mean_differences
 from ..evaluation.matches import Matches
+from ..evaluation.tuning.state import Progress
+from ..version import __version__
 from .definitions import METRICS, DataSet, Table
 from .engine import Store
 from .measuring import MATCHES
@@ -117,7 +119,7 @@ def summarize(
     if table.kind == 'curves':
         _add_curves(found, recipes, store)
         return found
-    matched: dict[str, dict[int, Matches]] = {}
+    paths: dict[str, dict[int, Path]] = {}
     for row in table.rows:
         summary = RowSummary(row.name, row.paper, row.paper_name)
         found.rows.append(summary)
@@ -134,8 +136,8 @@ def summarize(
             figures = {**result['metrics'], 'bytes': float(result['bytes'])}
             path = store.path(job) / MATCHES
             if path.is_file():
-                matched.setdefault(row.name, {})[seed], six = _matches(path)
-                figures |= dict(zip(METRICS, six, strict=True))
+                paths.setdefault(row.name, {})[seed] = path
+                figures |= dict(zip(METRICS, _matches(path)[1], strict=True))
             summary.by_seed[seed], summary.executed = figures, result['executed']
         names = {name for figures in summary.by_seed.values() for name in figures}
         for name in sorted(names):
@@ -143,20 +145,25 @@ def summarize(
             summary.numbers[name] = Number.of(values)
     if table.kind == 'rivals':
         _add_times(found, recipes, store)
+    kept = Progress(store.folder / 'comparisons.json', __version__)
     for first, second in table.compare:
-        both = sorted(matched.get(first, {}).keys() & matched.get(second, {}).keys())
+        both = sorted(paths.get(first, {}).keys() & paths.get(second, {}).keys())
         if both:
-            found.comparisons.append(_compare(matched, first, second, both))
+            pairs = [(paths[first][seed], paths[second][seed]) for seed in both]
+            found.comparisons.append(_compare(pairs, first, second, both, kept))
     return found
 
 
 def _compare(
-    matched: Mapping[str, Mapping[int, Matches]], first: str, second: str, seeds: list[int]
+    pairs: list[tuple[Path, Path]], first: str, second: str, seeds: list[int], kept: Progress
 ) -> Comparison:
-    pairs = [(matched[first][seed], matched[second][seed]) for seed in seeds]
-    difference = mean_differences(pairs)[0]
-    each = [six_figures(b)[0] - six_figures(a)[0] for a, b in pairs]
-    return Comparison(first, second, seeds, difference, Number.of(each).spread)
+    """The difference between two rows' matches, which is looked up if it is ``kept``."""
+    key = ' '.join(path.parent.name for pair in pairs for path in pair)
+    if key not in kept:
+        loaded = [(_matches(a)[0], _matches(b)[0]) for a, b in pairs]
+        kept[key] = asdict(mean_differences(loaded)[0])
+    each = [_matches(b)[1][0] - _matches(a)[1][0] for a, b in pairs]
+    return Comparison(first, second, seeds, Difference(**kept[key]), Number.of(each).spread)
 
 
 def _add_times(found: Summary, recipes: Recipes, store: Store) -> None:
