@@ -1,4 +1,4 @@
-"""Writes digits again in the folders of VOC, COCO and ImageNet, see ``make_trees.py``."""
+"""Writes digits again in the folders of VOC and COCO, see ``make_trees.py``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-
-import cv2
 
 CLASSES = 10
 
@@ -51,17 +49,3 @@ def write_coco(digits: Path, out: Path, classes: Sequence[str]) -> None:
         folder.mkdir(exist_ok=True)
         for image in content['images']:
             shutil.copy(digits / 'JPEGImages' / image['file_name'], folder)
-
-
-def write_imagenet(digits: Path, out: Path, wnids: Sequence[str]) -> None:
-    """``train/WNID`` and ``val/WNID``: each object cut out, digit ``n`` as ``wnids[n]``."""
-    for split in ('train', 'val'):
-        content = json.loads((digits / 'annotations' / f'instances_{split}.json').read_text())
-        names = {image['id']: image['file_name'] for image in content['images']}
-        for item in content['annotations']:
-            image = cv2.imread(str(digits / 'JPEGImages' / names[item['image_id']]))
-            assert image is not None  # make_digits wrote it
-            x, y, w, h = map(int, item['bbox'])
-            folder = out / split / wnids[item['category_id'] - 1]
-            folder.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(folder / f'{item["id"]:06d}.JPEG'), image[y : y + h, x : x + w])

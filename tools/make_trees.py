@@ -1,9 +1,8 @@
 #!/usr/bin/env python
-"""Write a digits data set in the folders of VOC, COCO and ImageNet, to try their configs without
-them.
+"""Write a digits data set in the folders of VOC and COCO, to try their configs without them.
 
-``VOCdevkit``, ``coco`` and ``imagenet`` of the folder then hold digits under the first ten names of
-classes of the real ones. Nothing that is trained on them says anything about the real ones.
+``VOCdevkit`` and ``coco`` of the folder then hold digits under the first ten names of classes of the
+real ones. Nothing that is trained on them says anything about the real ones.
 """
 
 import argparse
@@ -20,7 +19,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument('--out', type=Path, required=True, help='folder, new or empty')
     args = parser.parse_args(arguments)
 
-    from _trees import write_coco, write_imagenet, write_voc
+    from _trees import write_coco, write_voc
 
     from mmclipq.apis.mmdet_tools import check_file
     from mmclipq.errors import ClipQError
@@ -33,8 +32,7 @@ def main(arguments: list[str]) -> None:
 
     write_voc(args.digits, args.out / 'VOCdevkit', VOCDataset.METAINFO['classes'])
     write_coco(args.digits, args.out / 'coco', CocoDataset.METAINFO['classes'])
-    write_imagenet(args.digits, args.out / 'imagenet', [f'n{n:08d}' for n in range(1, 11)])
-    print(f'{args.out}: made VOCdevkit, coco and imagenet')
+    print(f'{args.out}: made VOCdevkit and coco')
 
 
 if __name__ == '__main__':

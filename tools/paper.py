@@ -17,7 +17,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('tables', nargs='+', metavar='TABLE', help='names, or all')
-    parser.add_argument('--data', required=True, help='digits, bccd, voc, coco or imagenet')
+    parser.add_argument('--data', required=True, help='digits, bccd, voc or coco')
     parser.add_argument('--seeds', type=int, default=3, help='0 up to this number (default: 3)')
     parser.add_argument('--detector', help="yolov3 or faster_rcnn (default: each table's own)")
     parser.add_argument(
