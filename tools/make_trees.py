@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Write a digits data set in the folders of VOC and COCO, to try their configs without them.
 
-``VOCdevkit`` and ``coco`` of the folder then hold digits under the names of ten other classes. Nothing
-that is trained on them says anything about the real ones.
+``VOCdevkit`` and ``coco`` of the folder then hold digits under the names of ten other classes.
+Nothing that is trained on them says anything about the real ones.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,10 +45,11 @@ class RivalRunner(Runner):
 
     rival: str
     start: Path
+    whole: Config  # with the test set, whose pipeline reads calibration images
 
     def build_model(self, model: Any) -> nn.Module:
         built = super().build_model(model)
-        RIVALS[self.rival].prepare(built, self.cfg, self.start)
+        RIVALS[self.rival].prepare(built, self.whole, self.start)
         return built
 
 
@@ -93,11 +95,13 @@ def train(
     if 'path' in content:
         return {'checkpoint': content['path'], 'curve': {}}
     start = start_of(needs)
+    whole = copy.deepcopy(cfg)
     cfg = training_config(cfg, content, folder, start)
     mend_heads()
     kind: type[Runner] = Runner
     if content['rival'] is not None:
-        kind = type('RivalRunner', (RivalRunner,), {'rival': content['rival'], 'start': start})
+        fields = {'rival': content['rival'], 'start': start, 'whole': whole}
+        kind = type('RivalRunner', (RivalRunner,), fields)
     runner = kind.from_cfg(cfg)
     curve = folder / CURVE
     runner.register_hook(CurveHook(curve))
