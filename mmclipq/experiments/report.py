@@ -125,7 +125,9 @@ def markdown(summary: Summary) -> str:
     if summary.table.kind == 'curves':
         done = max((len(v) for c in summary.curves.values() for v in c.values()), default=0)
     count = f'{len(summary.seeds)} seeds' if len(summary.seeds) > 1 else 'one seed'
-    if done < len(summary.seeds) and summary.table.kind != 'histogram':
+    if summary.table.kind == 'histogram':
+        count = f'seed {summary.seeds[0]}'
+    elif done < len(summary.seeds):
         count += f', at most {done} of them done'
     title = summary.table.title
     lines = [f'**{title}.** {summary.detector} on {summary.dataset.title}; {count}.', '']

@@ -52,6 +52,9 @@ class RivalRunner(Runner):
         RIVALS[self.rival].prepare(built, self.whole, self.start)
         return built
 
+    def _init_model_weights(self) -> None:
+        """Leave the start's weights, which MMEngine would draw anew before it trains."""
+
 
 def training_config(
     cfg: Config, content: Mapping[str, Any], folder: Path, start: Path | None

@@ -278,3 +278,33 @@ def test_a_rival_trains_in_the_place_of_the_control(digits):
     trained = recipes.measurement(qat, 0).needs[0]
     assert trained.content['rival'] == 'nncf'
     assert trained.key != recipes.training(replace(qat, rival=None), 0).key
+
+
+def test_a_rival_goes_on_with_the_weights_of_the_start(digits, here, budget, monkeypatch):
+    """MMEngine draws the weights of a detector anew unless a checkpoint is loaded."""
+    from mmclipq.apis import build_detector
+    from mmclipq.experiments.rivals import RIVALS, Rival
+
+    class Same(Rival):
+        trains = True
+
+        def prepare(self, detector, cfg, start):
+            detector.load_state_dict(torch.load(start, weights_only=True)['state_dict'])
+
+    monkeypatch.setitem(RIVALS, 'nncf', Same())
+    stopped = {**budget, 'optim_wrapper.optimizer.lr': 0.0}
+    recipes = Recipes(load_dataset('digits'), 'yolov3', stopped)
+    job = recipes.training(Run(rival='nncf'), 0)
+    cfg = job_config(job.config)
+    start = here.path(job.needs[0])
+    start.mkdir(parents=True)
+    state = build_detector(cfg.model, random=True).state_dict()
+    torch.save({'state_dict': state}, start / 'last.pth')
+    (start / 'result.json').write_text('{"checkpoint": "last.pth"}')
+    folder = here.describe(job)
+    train(cfg, job.content, folder, [start])
+    after = torch.load(folder / 'last.pth', weights_only=True)['state_dict']
+    weights = [name for name in state if name.endswith('conv.weight')]
+    assert weights
+    for name in weights:
+        torch.testing.assert_close(after[name], state[name], rtol=0, atol=1e-12)
