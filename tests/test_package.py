@@ -125,6 +125,11 @@ def test_wheel_carries_configs_and_tools(tmp_path):
     assert {n for n in modules if '/.mim/' not in n and '/csrc/' not in n} <= names
     assert 'mmclipq/.mim/configs/_base_/clipq.py' in names
     assert {'mmclipq/analysis/page/page.html', 'mmclipq/analysis/page/page.css'} <= names
+    definitions = {
+        p.relative_to(ROOT).as_posix() for p in ROOT.glob('mmclipq/experiments/**/*.yaml')
+    }
+    assert len(definitions) == 15
+    assert definitions <= names
     (folder,) = {name.split('/')[0] for name in names if '.dist-info/' in name}
     assert f'{folder}/licenses/LICENSE' in names
     metadata = zipfile.ZipFile(wheel).read(f'{folder}/METADATA').decode()
