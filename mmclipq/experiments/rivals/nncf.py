@@ -33,7 +33,7 @@ class Nncf(Rival):
     def _quantize(self, detector: Any, cfg: Config, images: int) -> Parts:
         """Quantize the parts, as modules of the detector; returns them as they were."""
         # Its operators are compiled the first time, which may take longer than its minute.
-        os.environ.setdefault('NNCF_EXTENSION_LOAD_TIMEOUT', '0')
+        os.environ.setdefault('NNCF_EXTENSION_LOAD_TIMEOUT', '900')
         import nncf
 
         parts = Parts.of(detector)
