@@ -150,6 +150,7 @@ setup(
         'bench': ['nncf==3.4.0', 'onnx', 'onnxruntime==1.32.0', 'openvino==2026.4.1'],
     },
     install_requires=[
+        'constriction>=0.5,<0.6',
         'jinja2',
         'matplotlib',
         'mmcv>=2.0.0rc4,<2.2.0',

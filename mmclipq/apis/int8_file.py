@@ -31,8 +31,17 @@ if TYPE_CHECKING:  # running a file needs nothing of what makes one
     from .quantize_model import Quantized
 
 
+COMPRESSIONS = ('fast', 'best')
+"""zstd, and entropy coding with adaptive models."""
+
+
 def save_int8(
-    path: str | os.PathLike, model: nn.Module, quantized: Quantized, cfg: Config, meta: Mapping
+    path: str | os.PathLike,
+    model: nn.Module,
+    quantized: Quantized,
+    cfg: Config,
+    meta: Mapping,
+    compress: str = 'fast',
 ) -> int:
     """Write a ``.clipq`` file and return its size in bytes.
 
@@ -42,11 +51,14 @@ def save_int8(
         quantized: Result of :func:`quantize`.
         cfg: The full config; its model section and test pipeline are stored.
         meta: Class names (``classes``) and colours (``palette``) of the data set.
+        compress: ``'fast'``, or ``'best'`` for fewer bytes that take longer to read.
 
     Raises:
-        ClipQError: if the file cannot be written, or its config would not be read again: it names
+        ClipQError: if ``compress`` is another word, or the file cannot be written, or its config would not be read again: it names
             other files, say, as a distilled detector does its teacher.
     """
+    if compress not in COMPRESSIONS:
+        raise ClipQError(f'compress: found {compress!r}, wanted one of {COMPRESSIONS}')
     covered = _covered(model, quantized.captured)
     parameters = {
         key: value for key, value in model.state_dict().items() if not key.startswith(covered)
@@ -67,7 +79,8 @@ def save_int8(
     meta = {key: meta[key] for key in ('classes', 'palette') if meta.get(key) is not None}
     check_config(config['model'], path, 'model')
     try:
-        return save_artifact(path, Artifact(quantized.graphs, parameters, config, meta))
+        artifact = Artifact(quantized.graphs, parameters, config, meta)
+        return save_artifact(path, artifact, compress == 'best')
     except OSError as error:
         raise cannot_write(path, error) from error
 

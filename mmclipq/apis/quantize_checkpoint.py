@@ -146,21 +146,34 @@ def quantize_checkpoint(
 
 
 def export_checkpoint(
-    cfg: Config, checkpoint: str | os.PathLike, out: str | os.PathLike, **options: Any
+    cfg: Config,
+    checkpoint: str | os.PathLike,
+    out: str | os.PathLike,
+    compress: str = 'fast',
+    **options: Any,
 ) -> ExportSummary:
-    """Write ``out`` from a checkpoint; ``options`` are those of :func:`quantize_checkpoint`."""
+    """Write ``out`` from a checkpoint.
+
+    ``compress`` is that of :func:`mmclipq.apis.int8_file.save_int8`, ``options`` are those of
+    :func:`quantize_checkpoint`.
+    """
     out = Path(out)
     check_out(out, '.clipq')
     model, quantized, meta = quantize_checkpoint(cfg, checkpoint, **options)
-    return write_int8(out, model, quantized, cfg, meta)
+    return write_int8(out, model, quantized, cfg, meta, compress)
 
 
 def write_int8(
-    out: Path, model: nn.Module, quantized: Quantized, cfg: Config, meta: Mapping[str, Any]
+    out: Path,
+    model: nn.Module,
+    quantized: Quantized,
+    cfg: Config,
+    meta: Mapping[str, Any],
+    compress: str = 'fast',
 ) -> ExportSummary:
     """Write the ``.clipq`` file of what :func:`quantize_checkpoint` returns."""
     model.cpu()
-    size = save_int8(out, model, quantized, cfg, meta)
+    size = save_int8(out, model, quantized, cfg, meta, compress)
     float_size = sum(p.numel() * p.element_size() for p in model.parameters())
     layers = {node.weight for graph in quantized.graphs for node in graph.products()}
     return ExportSummary(out, size, float_size, len(layers), quantized.left)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ..version import __version__
 from . import ir
+from .codes import CoderError
 from .container import (
-    FORMAT_VERSION,
     MAGIC,
     ArtifactError,
     pack,
@@ -162,13 +162,12 @@ def _constants(index: int) -> str:
     return f'{_CONSTANT}{index}.'
 
 
-def _pack(artifact: Artifact) -> bytes:
+def _pack(artifact: Artifact, dense: bool) -> bytes:
     header = {
         'graphs': [
             {'nodes': [_node_to_json(node) for node in g.nodes], 'outputs': to_json(g.outputs)}
             for g in artifact.graphs
         ],
-        'format': FORMAT_VERSION,
         'config': to_json(artifact.config),
         'meta': to_json(artifact.meta),
         'versions': dict(artifact.versions) or _versions(),
@@ -179,17 +178,22 @@ def _pack(artifact: Artifact) -> bytes:
         for key, value in graph.constants.items()
     }
     tensors |= {f'{_PARAMETER}{key}': value for key, value in artifact.parameters.items()}
-    return pack(header, tensors)
+    return pack(header, tensors, dense)
 
 
-def save_artifact(path: str | os.PathLike, artifact: Artifact) -> int:
+def save_artifact(path: str | os.PathLike, artifact: Artifact, dense: bool = False) -> int:
     """Write the file atomically and return its size in bytes.
+
+    Args:
+        path: The file.
+        artifact: What it holds.
+        dense: Whether codes are entropy coded: fewer bytes that take longer to read.
 
     Raises:
         ArtifactError: if the config or meta data hold anything but plain data.
         OSError: if the file cannot be written.
     """
-    data = _pack(artifact)
+    data = _pack(artifact, dense)
     write_atomically(path, data)
     return len(data)
 
@@ -212,7 +216,7 @@ def _graph(record: Mapping[str, Any], constants: Mapping[str, Tensor]) -> ir.Int
 
 def _read(path: Path, limits: Limits) -> Artifact:
     version, body = read_body(path, limits)
-    header, blob = read_header(body, limits, str(path))
+    header, blob = read_header(version, body, limits, str(path))
     if header.get('format', 2) != version:  # version 2 did not repeat it
         raise ir.GraphError(f'found the content of format version {header.get("format", 2)}')
     records = header['graphs']
@@ -220,7 +224,7 @@ def _read(path: Path, limits: Limits) -> Artifact:
         raise ir.GraphError('found no graph, wanted at least the dense one')
     limits.check('graphs', len(records), str(path))
     limits.check('nodes', max(len(record['nodes']) for record in records), str(path))
-    tensors = read_tensors(blob, limits, str(path))
+    tensors = read_tensors(version, header, blob, limits, str(path))
     graphs = tuple(
         _graph(record, _with_prefix(tensors, _constants(index)))
         for index, record in enumerate(records)
@@ -243,12 +247,13 @@ def load_artifact(path: str | os.PathLike, limits: Limits | None = None) -> Arti
         ArtifactError: if there is no such file, or it is no ``.clipq`` file, truncated, altered,
             or newer than this version of mmclipq reads, or its content cannot be a graph.
         LimitError: if it asks for more than ``limits``.
+        CoderError: if its codes are entropy coded and the package for that is not installed.
     """
     path = Path(path)
     limits = limits or Limits.from_environment()
     try:
         return _read(path, limits)
-    except (ArtifactError, LimitError):
+    except (ArtifactError, LimitError, CoderError):
         raise
     # Whatever the readers of JSON, zstd and safetensors raise: the content is another program's.
     except Exception as error:

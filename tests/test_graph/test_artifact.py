@@ -186,7 +186,7 @@ def test_altered_body(saved):
     assert 'altered' in refusal(saved)
 
 
-@pytest.mark.parametrize('version', [1, 4, 77, 2**32 - 1])
+@pytest.mark.parametrize('version', [1, 5, 77, 2**32 - 1])
 def test_other_version(saved, version):
     data = bytearray(saved.read_bytes())
     data[8:12] = struct.pack('<I', version)

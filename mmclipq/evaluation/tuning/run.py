@@ -37,6 +37,7 @@ def export_tuned(
     calib_dir: str | os.PathLike | None = None,
     calib_seed: int | None = None,
     device: str = 'cpu',
+    compress: str = 'fast',
     **changes: Any,
 ) -> Iterator[Any]:
     """Write ``out`` from a checkpoint, and give reports as they come: search, budget, the file.
@@ -52,6 +53,7 @@ def export_tuned(
         search: Whether ranges are chosen by detections.
         max_drop: AP points that may be lost on held-out images; None for any number.
         held_images: How many images are held out.
+        compress: As for :func:`mmclipq.apis.int8_file.save_int8`.
 
     Raises:
         ClipQError: for anything wrong with config, checkpoint or images, or if ``max_drop`` cannot
@@ -84,5 +86,5 @@ def export_tuned(
         budget = within_budget(session, options, others, max_drop, progress)
         yield budget
         quantized = budget.quantized
-    yield write_int8(out, model, quantized, cfg, dataset_meta(content))
+    yield write_int8(out, model, quantized, cfg, dataset_meta(content), compress)
     progress.done()
