@@ -145,6 +145,12 @@ def power_of_two(exponent: Tensor) -> Tensor:
     return ((exponent.to(torch.int32) + 127) << 23).view(torch.float32)
 
 
+def rounded_mantissa(x: Tensor, bits: int) -> Tensor:
+    """float32 ``x`` with so many significant bits, rounded half to even."""
+    mantissa, exponent = torch.frexp(x)
+    return torch.ldexp((mantissa * 2.0**bits).round() / 2.0**bits, exponent)
+
+
 def _scale(exponent: int | Tensor, signed: bool, axis: int | None, x: Tensor) -> float | Tensor:
     """``2**-step_exponent``, shaped so that it broadcasts along ``axis`` of ``x``."""
     if axis is None:

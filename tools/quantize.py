@@ -53,6 +53,11 @@ def main(arguments: list[str]) -> None:
         help='images beside those that calibrate, on which AP is measured (default: 64)',
     )  # fmt: skip
     parser.add_argument(
+        '--size', type=float, metavar='SHARE',
+        help='choose codes of weights so that the file is at most this share of the float32 '
+        'weights, such as 0.12; goes best with --compress best',
+    )  # fmt: skip
+    parser.add_argument(
         '--compress', choices=('fast', 'best'), default='fast',
         help='best: some percent fewer bytes that take 30 ns each to read (default: fast)',
     )  # fmt: skip
@@ -80,6 +85,8 @@ def main(arguments: list[str]) -> None:
     if args.out:
         check_out(args.out, '.clipq')
     check_range('--held-images', args.held_images, 2)
+    if args.size is not None:
+        check_range('--size', args.size, 0)
     if args.max_drop is not None:
         check_range('--max-drop', args.max_drop, 0)
 
@@ -99,13 +106,14 @@ def main(arguments: list[str]) -> None:
         if args.check:
             sys.exit(1 if report.findings else 0)
     chosen |= {'calib_seed': args.calib_seed}
-    if not args.search and args.max_drop is None:
+    if not args.search and args.max_drop is None and args.size is None:
         print(export_checkpoint(cfg, args.checkpoint, args.out, **written, **options, **chosen))
         return
 
     from mmclipq.evaluation.tuning.run import export_tuned
 
-    tuning = {'search': args.search, 'max_drop': args.max_drop, 'held_images': args.held_images}
+    tuning = {'search': args.search, 'max_drop': args.max_drop, 'size': args.size}
+    tuning |= {'held_images': args.held_images}
     options |= written | tuning
     for report in export_tuned(cfg, args.checkpoint, args.out, **options, **chosen):
         print(report)

@@ -17,7 +17,7 @@ from ..attention import packed_parameters
 from ..backends.base import backend_class, check_name
 from ..detector import Int8Parts, to_int8
 from ..errors import ClipQError, cannot_write, first_line
-from ..graph.artifact import Artifact, ArtifactError, load_artifact, save_artifact
+from ..graph.artifact import Artifact, ArtifactError, load_artifact, pack_artifact, save_artifact
 from ..graph.limits import LimitError, Limits
 from .building import counted
 from .calibration_data import find_test_pipeline
@@ -54,11 +54,35 @@ def save_int8(
         compress: ``'fast'``, or ``'best'`` for fewer bytes that take longer to read.
 
     Raises:
-        ClipQError: if ``compress`` is another word, or the file cannot be written, or its config would not be read again: it names
-            other files, say, as a distilled detector does its teacher.
+        ClipQError: if ``compress`` is another word, or the file cannot be written, or its config
+            would not be read again: it names other files, say, as a distilled detector does its
+            teacher.
     """
+    dense = _dense(compress)
+    artifact = _artifact(path, model, quantized, cfg, meta)
+    try:
+        return save_artifact(path, artifact, dense)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def int8_size(
+    model: nn.Module, quantized: Quantized, cfg: Config, meta: Mapping, compress: str = 'fast'
+) -> int:
+    """Bytes of the file that :func:`save_int8` would write; raises what it raises."""
+    return len(pack_artifact(_artifact('size', model, quantized, cfg, meta), _dense(compress)))
+
+
+def _dense(compress: str) -> bool:
     if compress not in COMPRESSIONS:
         raise ClipQError(f'compress: found {compress!r}, wanted one of {COMPRESSIONS}')
+    return compress == 'best'
+
+
+def _artifact(
+    path: str | os.PathLike, model: nn.Module, quantized: Quantized, cfg: Config, meta: Mapping
+) -> Artifact:
+    """What the file at ``path`` holds."""
     covered = _covered(model, quantized.captured)
     parameters = {
         key: value for key, value in model.state_dict().items() if not key.startswith(covered)
@@ -78,11 +102,7 @@ def save_int8(
     }
     meta = {key: meta[key] for key in ('classes', 'palette') if meta.get(key) is not None}
     check_config(config['model'], path, 'model')
-    try:
-        artifact = Artifact(quantized.graphs, parameters, config, meta)
-        return save_artifact(path, artifact, compress == 'best')
-    except OSError as error:
-        raise cannot_write(path, error) from error
+    return Artifact(quantized.graphs, parameters, config, meta)
 
 
 def _covered(model: nn.Module, captured: Sequence[str]) -> tuple[str, ...]:

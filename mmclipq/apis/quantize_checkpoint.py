@@ -110,6 +110,11 @@ def calibration_options(cfg: Config, **changes: Any) -> CalibrationOptions:
     return CalibrationOptions.of((cfg.get('clipq') or {}).get('int8'), **changes)
 
 
+def float_bytes(model: nn.Module) -> int:
+    """Bytes of the float weights of a detector."""
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
 def dataset_meta(content: Mapping[str, Any]) -> dict[str, Any]:
     """Class names and colours of a checkpoint's content."""
     return dict(content.get('meta', {}).get('dataset_meta') or {})
@@ -174,6 +179,6 @@ def write_int8(
     """Write the ``.clipq`` file of what :func:`quantize_checkpoint` returns."""
     model.cpu()
     size = save_int8(out, model, quantized, cfg, meta, compress)
-    float_size = sum(p.numel() * p.element_size() for p in model.parameters())
+    float_size = float_bytes(model)
     layers = {node.weight for graph in quantized.graphs for node in graph.products()}
     return ExportSummary(out, size, float_size, len(layers), quantized.left)

@@ -38,6 +38,7 @@ __all__ = [
     'from_json',
     'is_artifact',
     'load_artifact',
+    'pack_artifact',
     'save_artifact',
     'to_json',
     'write_atomically',
@@ -162,7 +163,8 @@ def _constants(index: int) -> str:
     return f'{_CONSTANT}{index}.'
 
 
-def _pack(artifact: Artifact, dense: bool) -> bytes:
+def pack_artifact(artifact: Artifact, dense: bool = False) -> bytes:
+    """Content of the file that :func:`save_artifact` writes."""
     header = {
         'graphs': [
             {'nodes': [_node_to_json(node) for node in g.nodes], 'outputs': to_json(g.outputs)}
@@ -193,7 +195,7 @@ def save_artifact(path: str | os.PathLike, artifact: Artifact, dense: bool = Fal
         ArtifactError: if the config or meta data hold anything but plain data.
         OSError: if the file cannot be written.
     """
-    data = _pack(artifact, dense)
+    data = pack_artifact(artifact, dense)
     write_atomically(path, data)
     return len(data)
 

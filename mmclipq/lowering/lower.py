@@ -23,6 +23,9 @@ from .weights import WeightCodes
 
 _ELEMENTWISE = {'add': ir.Add, 'mul': ir.Mul, 'activation': ir.Activate, 'avg_pool': ir.AvgPool}
 
+_MANTISSA = 10
+"""Bits kept of factors and biases where bytes count: an eighth of a step at the largest code."""
+
 
 @dataclass
 class Emitter:
@@ -131,6 +134,9 @@ class Emitter:
         keys = {'multiplier': f'{unit.path}.multiplier', 'bias': f'{unit.path}.bias'}
         self.constants[keys['multiplier']] = (steps * scale).float()
         self.constants[keys['bias']] = shift.float()
+        if self.weights.rate:  # bits that no result depends on
+            for key in keys.values():
+                self.constants[key] = fp.rounded_mantissa(self.constants[key], _MANTISSA)
         for key in keys.values():
             fp.check_finite(self.constants[key], key)
         residual = self.codes(unit.operands[1]) if len(unit.operands) == 2 else None

@@ -70,7 +70,25 @@ class _ProductExecution(Execution):
         raise NotImplementedError
 
 
-class OutputErrors(_ProductExecution):
+class Energies(_ProductExecution):
+    """Measures the mean square of each input channel of each product."""
+
+    def __init__(self, module: fx.GraphModule, plan: Plan) -> None:
+        super().__init__(module, plan)
+        self._energies: dict[str, list[Tensor]] = {}
+
+    def look(self, unit: Unit, x: Tensor, result: Tensor) -> None:
+        self._energies.setdefault(unit.target, []).append(
+            _rows(x, unit).square().mean(1).double().cpu()
+        )
+
+    @property
+    def energies(self) -> dict[str, Tensor]:
+        """Mean square of each input channel by layer path, float64 ``(C,)``."""
+        return {path: torch.stack(found).mean(0) for path, found in self._energies.items()}
+
+
+class OutputErrors(Energies):
     """Measures the error that rounding a tensor, in several ranges, makes in layers that read it.
 
     Weights stay in float. The error of a layer is the squared one behind its batch norm, as a share
@@ -90,12 +108,9 @@ class OutputErrors(_ProductExecution):
         self._group = {unit: group for group in tried for unit in group.units}
         self._errors: dict[RangeGroup, dict[str, Tensor]] = {group: {} for group in tried}
         self._power: dict[str, Tensor] = {}
-        self._energies: dict[str, list[Tensor]] = {}
 
     def look(self, unit: Unit, x: Tensor, result: Tensor) -> None:
-        self._energies.setdefault(unit.target, []).append(
-            _rows(x, unit).square().mean(1).double().cpu()
-        )
+        super().look(unit, x, result)
         group = self._group.get(unit.operands[0])
         if group is None:
             return
@@ -112,11 +127,6 @@ class OutputErrors(_ProductExecution):
             errors.append(found.mul_(scale).sub_(wanted).square_().sum().double().cpu())
         sums = self._errors[group]
         sums[name] = sums.get(name, 0) + torch.stack(errors)
-
-    @property
-    def energies(self) -> dict[str, Tensor]:
-        """Mean square of each input channel by layer path, float64 ``(C,)``."""
-        return {path: torch.stack(found).mean(0) for path, found in self._energies.items()}
 
     def best(self, group: RangeGroup, tensor_errors: Sequence[float]) -> CodeRange | None:
         """The range with the least error; None if no layer has read the tensor.

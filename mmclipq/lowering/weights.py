@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from .. import fixed_point as fp
 from ..calibration.range_search import weight_exponents
+from ..calibration.rate import rated_codes
 from ..layers import ClipConvTranspose
+from .norms import fold_norm
 from .plan import Unit
 
 
@@ -18,10 +21,13 @@ class WeightCodes:
     Args:
         energies: Mean square of each input channel by layer path, which makes the squared error of
             the weights that of the layer's output; layers that are not named count all the same.
+        rate: What a bit of a code costs, as a share of the energy of its layer's output; zero for
+            the codes with the least error.
     """
 
-    def __init__(self, energies: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, energies: Mapping[str, Tensor] | None = None, rate: float = 0.0) -> None:
         self._energies = energies or {}
+        self.rate = rate
         self._found: dict[str, tuple[Tensor, Tensor]] = {}
 
     def of(self, unit: Unit) -> tuple[Tensor, Tensor]:
@@ -37,9 +43,27 @@ class WeightCodes:
             if isinstance(layer, ClipConvTranspose):
                 weight = weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
             importance = self._importance(unit, weight)
-            exponents = weight_exponents(weight, layer.weight_exponent, name, importance)
-            self._found[path] = fp.encode(weight, exponents, axis=0), exponents
+            if self.rate:
+                fp.check_finite(weight, name)
+                share = self._share(unit, weight, importance)
+                found = rated_codes(weight, share, self.rate, layer.weight_exponent)
+            else:
+                exponents = weight_exponents(weight, layer.weight_exponent, name, importance)
+                found = fp.encode(weight, exponents, axis=0), exponents
+            self._found[path] = found
         return self._found[path]
+
+    @staticmethod
+    def _share(unit: Unit, weight: Tensor, importance: Tensor | None) -> Tensor:
+        """What a weight's squared error is of the energy of the layer's output behind its norm.
+
+        Products with different inputs count as independent of each other.
+        """
+        scale = fold_norm(unit.clipped, unit.norm)[0].float().square()
+        scale = scale.view(-1, *[1] * (weight.dim() - 1))
+        counts = scale * (torch.ones(()) if importance is None else importance)
+        energy = float((weight.square() * counts).sum(dtype=torch.float64))
+        return counts / max(energy, 1e-30)
 
     def _importance(self, unit: Unit, weight: Tensor) -> Tensor | None:
         energy = self._energies.get(unit.target)

@@ -11,11 +11,14 @@ from typing import Any
 from mmengine.config import Config
 
 from ...apis.calibration_data import with_instances
+from ...apis.fit_size import fit_size
+from ...apis.int8_file import int8_size
 from ...apis.mmdet_tools import check_out
 from ...apis.quantize_checkpoint import (
     calibration_batches,
     calibration_options,
     dataset_meta,
+    float_bytes,
     load_for_quantization,
     write_int8,
 )
@@ -37,6 +40,7 @@ def export_tuned(
     calib_dir: str | os.PathLike | None = None,
     calib_seed: int | None = None,
     device: str = 'cpu',
+    size: float | None = None,
     compress: str = 'fast',
     **changes: Any,
 ) -> Iterator[Any]:
@@ -53,6 +57,8 @@ def export_tuned(
         search: Whether ranges are chosen by detections.
         max_drop: AP points that may be lost on held-out images; None for any number.
         held_images: How many images are held out.
+        size: Wanted bytes of the file as a share of the float32 weights, without the layers that
+            ``max_drop`` leaves in float; None for codes with the least error.
         compress: As for :func:`mmclipq.apis.int8_file.save_int8`.
 
     Raises:
@@ -71,7 +77,9 @@ def export_tuned(
         others = HeldOut(model, calibration_batches(with_instances(cfg), *draw, held=held_images))
         others.check('--max-drop')
     session = calibrate(model, batches, cfg.get('clipq'))
-    mark = fingerprint(model, options, search, held_images, [str(part) for part in draw], cfg.model)
+    mark = fingerprint(
+        model, options, search, size, held_images, [str(part) for part in draw], cfg.model
+    )
     progress = Progress(out.with_name(f'{out.name}.progress'), mark)
     if progress.resumed:
         yield f'{progress.path}: going on with {progress.resumed} results'
@@ -80,11 +88,15 @@ def export_tuned(
         options = replace(options, method='output')
     else:
         session.measure(options)
+    meta = dataset_meta(content)
+    if size is not None:
+        wanted = size * float_bytes(model)
+        yield fit_size(session, options, wanted, lambda q: int8_size(model, q, cfg, meta, compress))
     if max_drop is None:
         quantized = session.finish(options)
     else:
         budget = within_budget(session, options, others, max_drop, progress)
         yield budget
         quantized = budget.quantized
-    yield write_int8(out, model, quantized, cfg, dataset_meta(content), compress)
+    yield write_int8(out, model, quantized, cfg, meta, compress)
     progress.done()
