@@ -1,9 +1,12 @@
 #!/usr/bin/env python
-"""Print how large the int8 files of detectors are, beside the float weights of the first one.
+"""Print how large int8 files are: where the bytes of .clipq files are, or those of configs.
 
-Each config's detector gets the same weights: those of --checkpoint, or fresh ones of the first
-config, which fill their ranges evenly and are the hardest to compress. Activation ranges take no
-room in the file, so noise serves as calibration.
+Of each .clipq file: bytes by part, what other coders would need, entropy and zeros by layer.
+
+Of configs: the size of the file that each gives, beside the float weights of the first one. Each
+config's detector gets the same weights: those of --checkpoint, or fresh ones of the first config,
+which fill their ranges evenly and are the hardest to compress. Activation ranges take no room in
+the file, so noise serves as calibration.
 """
 
 import argparse
@@ -17,16 +20,38 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('configs', nargs='+', help='detector configs, the plain one first')
+    parser.add_argument(
+        'files', nargs='*', help='.clipq files, or detector configs, the plain one first'
+    )
+    parser.add_argument(
+        '--plot', nargs=2, metavar=('POINTS.json', 'OUT.png'),
+        help='draw AP over size from {"name": [{"size": 0.12, "AP": 0.4}, ...]}',
+    )  # fmt: skip
     parser.add_argument('--checkpoint', help='float checkpoint (.pth) of the first config')
     parser.add_argument(
         '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override config entries'
     )
     args = parser.parse_args(arguments)
 
-    from mmclipq.apis.mmdet_tools import check_file, find_config
+    from mmclipq.apis.mmdet_tools import check_file, check_out, find_config
 
-    args.configs = [find_config(path) for path in args.configs]
+    if not args.files and not args.plot:
+        parser.error('wanted files or --plot')
+    if args.plot:
+        from mmclipq.evaluation.storage import plot, read_points
+
+        check_out(args.plot[1], Path(args.plot[1]).suffix)
+        plot(read_points(args.plot[0]), args.plot[1])
+        print(args.plot[1])
+        if not args.files:
+            return
+    if all(Path(path).suffix == '.clipq' for path in args.files):
+        from mmclipq.evaluation.storage import report
+
+        for path in args.files:
+            print(report(path))
+        return
+    args.configs = [find_config(path) for path in args.files]
     if args.checkpoint:
         check_file(args.checkpoint, 'a float checkpoint (.pth)')
 
