@@ -7,6 +7,7 @@ normal, of the channel's own root mean square.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -19,6 +20,7 @@ _SHIFTS = (1, 0, -1, -2, -3, -4, -5, -6, -7)
 _FLOOR = 2.0**-14  # least probability of a code
 _PASSES = 2
 _HALF = 128
+_CLASSES = 46
 
 
 def code_bits(rms: Tensor) -> Tensor:
@@ -36,6 +38,20 @@ def code_bits(rms: Tensor) -> Tensor:
     return -(shares / shares.sum(1, keepdim=True)).log2()
 
 
+@functools.cache
+def _table() -> Tensor:
+    """:func:`code_bits` in quarter octaves from 1/16 code on, flat."""
+    return code_bits(2.0 ** (torch.arange(_CLASSES) / 4 - 4)).flatten()
+
+
+def _bits(codes: Tensor, like: Tensor) -> Tensor:
+    """Bits of ``codes`` ``(K, n)`` in channels that hold ``like``."""
+    rms = like.square().mean(1).sqrt()
+    classes = (4 * rms.clamp(min=1e-9).log2() + 16).round_().clamp_(0, _CLASSES - 1)
+    places = (codes + _HALF).add_((256 * classes)[:, None])
+    return _table().take(places.long())
+
+
 def _chosen(scaled: Tensor, error: Tensor, rate: float) -> tuple[Tensor, Tensor]:
     """Codes ``(K, n)`` in float32, and what each channel costs ``(K,)``.
 
@@ -48,11 +64,11 @@ def _chosen(scaled: Tensor, error: Tensor, rate: float) -> tuple[Tensor, Tensor]
     lower = nearest - nearest.sign()
     codes = nearest
     for _ in range(_PASSES):
-        bits = rate * code_bits(codes.square().mean(1).sqrt())
+        like = codes
         least = torch.full_like(scaled, torch.inf)
         for tried in (nearest, lower, torch.zeros_like(nearest)):
             cost = (tried - scaled).square_().mul_(error)
-            cost += bits.gather(1, (tried + _HALF).long())
+            cost += rate * _bits(tried, like)
             better = cost < least
             codes = torch.where(better, tried, codes)
             least = torch.where(better, cost, least)

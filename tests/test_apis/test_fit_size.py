@@ -1,0 +1,69 @@
+"""Files of a wanted size, which load and hold the codes that were chosen."""
+
+import pytest
+import torch
+
+from mmclipq.apis import load_int8
+from mmclipq.apis.fit_size import fit_size
+from mmclipq.apis.int8_file import int8_size, load_parts, save_int8
+from mmclipq.apis.quantize_checkpoint import float_bytes
+from mmclipq.apis.quantize_model import calibrate
+from mmclipq.calibration.options import CalibrationOptions
+from mmclipq.errors import ClipQError
+
+OPTIONS = CalibrationOptions()
+
+
+@pytest.fixture
+def session(float_model):
+    generator = torch.Generator().manual_seed(0)
+    session = calibrate(float_model, [torch.rand(1, 3, 64, 96, generator=generator)])
+    session.measure(OPTIONS)
+    return session
+
+
+def fitted(session, cfg, share, compress='fast'):
+    wanted = share * float_bytes(session.model)
+    return fit_size(
+        session, OPTIONS, wanted, lambda q: int8_size(session.model, q, cfg, {}, compress)
+    )
+
+
+def test_a_file_is_as_large_as_it_may_be_and_loads(session, cfg, tmp_path):
+    found = fitted(session, cfg, 0.16)
+    assert 0.98 * found.wanted < found.size <= found.wanted
+    quantized = session.finish(OPTIONS)
+    path = tmp_path / 'a.clipq'
+    assert save_int8(path, session.model, quantized, cfg, {}) == found.size
+    assert str(found.size) in str(found)
+    for mine, other in zip(quantized.graphs, load_parts(path).graphs, strict=True):
+        assert all(torch.equal(mine.constants[key], other.constants[key]) for key in mine.constants)
+    load_int8(path)
+
+
+def test_a_size_that_asks_for_nothing_is_found_at_once(session, cfg):
+    found = fitted(session, cfg, 2.0)
+    assert found.tries == 1
+
+
+def test_a_size_that_no_rate_gives(session, cfg):
+    with pytest.raises(ClipQError, match=r'--size: found \d+ bytes even with weights of zero'):
+        fitted(session, cfg, 1e-4)
+
+
+def test_the_dense_form_of_a_detector(session, cfg, tmp_path):
+    pytest.importorskip('constriction', reason='the dense form needs constriction')
+    quantized = session.finish(OPTIONS)
+    fast, best = tmp_path / 'fast.clipq', tmp_path / 'best.clipq'
+    assert save_int8(best, session.model, quantized, cfg, {}, 'best') < 0.96 * save_int8(
+        fast, session.model, quantized, cfg, {}
+    )
+    load_int8(best)
+    for one, other in zip(load_parts(fast).graphs, load_parts(best).graphs, strict=True):
+        assert (one.nodes, one.constants.keys()) == (other.nodes, other.constants.keys())
+        assert all(torch.equal(one.constants[key], other.constants[key]) for key in one.constants)
+
+
+def test_compressions_have_names(session, cfg, tmp_path):
+    with pytest.raises(ClipQError, match=r"compress: found 'most', wanted one of"):
+        save_int8(tmp_path / 'a.clipq', session.model, session.finish(OPTIONS), cfg, {}, 'most')
