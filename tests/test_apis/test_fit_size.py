@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mmclipq.apis import fit_size as module
 from mmclipq.apis import load_int8
 from mmclipq.apis.fit_size import fit_size
 from mmclipq.apis.int8_file import int8_size, load_parts, save_int8
@@ -29,9 +30,10 @@ def fitted(session, cfg, share, compress='fast'):
     )
 
 
-def test_a_file_is_as_large_as_it_may_be_and_loads(session, cfg, tmp_path):
+def test_a_file_is_as_large_as_it_may_be_and_loads(session, cfg, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, '_CLOSE', 0.1)  # fewer tries
     found = fitted(session, cfg, 0.16)
-    assert 0.98 * found.wanted < found.size <= found.wanted
+    assert 0.9 * found.wanted < found.size <= found.wanted
     quantized = session.finish(OPTIONS)
     path = tmp_path / 'a.clipq'
     assert save_int8(path, session.model, quantized, cfg, {}) == found.size
