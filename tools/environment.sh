@@ -5,6 +5,9 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 
+# shellcheck source=tools/wheels.sh
+. "$root/tools/wheels.sh"
+
 say() { printf '\n== %s\n' "$*"; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
@@ -37,17 +40,25 @@ check_tools() {
 }
 
 install() {
-    say "Making .venv with $("$python" --version) (once; building mmcv's ops takes 6 to 15 minutes)"
+    say "Making .venv with $("$python" --version) (once; the first on a machine builds mmcv's ops," \
+        '6 to 15 minutes)'
     [ -x .venv/bin/python ] || "$python" -m venv .venv
     .venv/bin/python -m pip install --quiet --upgrade pip
     .venv/bin/python -m pip install --quiet -r requirements/build.txt
     say 'Installing PyTorch'
     .venv/bin/python -m pip install --quiet "$(grep '^torch==' requirements/runtime.txt)"
-    say "Building mmcv with its ops (pip keeps the built wheel for the next time)"
-    # mmcv compiles against the torch installed above, so not in an isolated environment.
-    MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} .venv/bin/python -m pip install \
-        --no-build-isolation -r requirements/runtime.txt 2>&1 |
-        grep --line-buffered -v -E '^(Requirement already|Collecting|  (Downloading|Using cached))'
+    say 'Building mmcv with its ops, or taking the wheel that another checkout built'
+    # mmcv compiles against the torch installed above, so not in an isolated environment. All of its
+    # ops: mmcv.ops looks for every one of them when it is imported.
+    local wheel
+    built_wheel .venv/bin/python "$(grep '^mmcv==' requirements/runtime.txt)" .venv/mmcv.log ||
+        fail "mmcv could not be built; $root/.venv/mmcv.log says why"
+    .venv/bin/python -m pip install --quiet "$wheel" -r requirements/runtime.txt
+    if ! .venv/bin/python -W ignore -c 'import mmcv.ops'; then
+        rm -rf "$(dirname "$wheel")"
+        fail "found a wheel of mmcv whose ops cannot be imported, wanted one that fits; removed it," \
+            'run the same command again to build another'
+    fi
     say 'Installing mmclipq and the test tools'
     .venv/bin/python -m pip install --quiet -r requirements/dev.txt -r requirements/export.txt
     .venv/bin/python -m pip install --quiet --no-build-isolation --no-deps --editable .
