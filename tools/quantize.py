@@ -7,9 +7,13 @@ exits with 1 if anything is found.
 
 ``--search`` and ``--max-drop`` measure detections. What they have found lies in ``FILE.progress``
 beside the output until that is written, so the same command goes on after an interruption.
+
+Of several processes that a launcher starts, the first does all of it, so the file is the same for
+any number: sums of squares over images depend, in their last bits, on the order of the images.
 """
 
 import argparse
+import os
 import sys
 
 from _tool import run
@@ -68,6 +72,8 @@ def main(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     if args.check == bool(args.out):
         parser.error('wanted either --out FILE.clipq or --check')
+    if int(os.environ.get('RANK', 0)):
+        return
 
     from mmclipq.apis.mmdet_tools import (
         check_device,

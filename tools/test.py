@@ -7,6 +7,9 @@ is tested, too, and the difference of AP printed with its 95 % interval. Without
 mmdet's tool. ``--clipq`` makes the config that of ``tools/train.py --clipq``: its options convert a
 float checkpoint, and without ``--int8`` the float detector has its clipped layers. All other flags
 are mmdet's.
+
+Several processes: ``torchrun --nproc-per-node 2 tools/test.py CONFIG FILE.clipq --int8 --launcher
+pytorch``, with or without GPUs; the images are shared out and the AP is that of one process.
 """
 
 import argparse
@@ -52,7 +55,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument('--against', metavar='PTH', help='float checkpoint to compare with')
     options, rest = parser.parse_known_args(arguments)
 
-    from mmclipq.apis.mmdet_tools import check_file, check_range, find_config, run_mmdet_tool
+    from mmclipq.apis.mmdet_tools import (
+        check_file,
+        check_range,
+        find_config,
+        run_mmdet_tool,
+        runner_of_processes,
+    )
     from mmclipq.errors import ClipQError
 
     if '-h' in rest or '--help' in rest:
@@ -87,6 +96,8 @@ def main(arguments: list[str]) -> None:
         raise ClipQError(f'{rest[1]}: found a {suffix} file without --int8; add --int8')
     elif len(rest) > 1 and not rest[1].startswith('-') and '://' not in rest[1]:
         check_file(rest[1], 'a checkpoint (.pth)')
+    if not options.int8:
+        rest += runner_of_processes(rest)
     with first_config_clipped(options.clipq):
         run_mmdet_tool('test', rest)
 

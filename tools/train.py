@@ -6,6 +6,9 @@ and the section ``clipq`` with these options, such as ``input_range=8 lq.loss_we
 config that is written to the work folder has both and needs no ``--clipq``.
 
 A training that is killed leaves whole checkpoints; ``--resume`` goes on from the newest one.
+
+Several processes: ``torchrun --nproc-per-node 2 tools/train.py CONFIG --launcher pytorch``, with or
+without GPUs.
 """
 
 import argparse
@@ -17,7 +20,7 @@ def main(arguments: list[str]) -> None:
     import torch
 
     from mmclipq.apis.clipq_flag import add_clipq_flag, first_config_clipped
-    from mmclipq.apis.mmdet_tools import run_mmdet_tool
+    from mmclipq.apis.mmdet_tools import run_mmdet_tool, runner_of_processes
     from mmclipq.engine import resumable_training
 
     parser = argparse.ArgumentParser(
@@ -34,7 +37,7 @@ def main(arguments: list[str]) -> None:
     # Fresh deep networks meet denormal numbers, on which a CPU is several times slower.
     torch.set_flush_denormal(True)
     with first_config_clipped(options.clipq), resumable_training():
-        run_mmdet_tool('train', rest)
+        run_mmdet_tool('train', [*rest, *runner_of_processes(rest)])
 
 
 if __name__ == '__main__':

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import cv2
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
+from mmengine.dist import is_main_process
 from mmengine.registry import init_default_scope
 from tqdm import tqdm
 
@@ -73,6 +74,11 @@ def _plain_datasets(dataset: Any) -> Iterator[dict[str, Any]]:
         yield dataset
 
 
+def _bar(items: Sequence[Any]) -> Iterable[Any]:
+    """``items`` behind a progress bar, that of the first process alone."""
+    return tqdm(items, desc='calibration', unit='image', disable=not is_main_process())
+
+
 def _chosen(total: int, count: int, held: int = 0, seed: int = _SEED) -> list[int]:
     """``count`` of ``total`` indices, the same ones every time.
 
@@ -128,7 +134,7 @@ def _config_batches(
     images = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
     if not images:
         raise ClipQError(f'{cfg.filename}: found an empty training set, wanted images')
-    for position in tqdm(choose(len(images)), desc='calibration', unit='image'):
+    for position in _bar(choose(len(images))):
         dataset, index = images[position]
         yield pseudo_collate([read_image(dataset, index)])
 
@@ -175,7 +181,7 @@ def _file_batches(files: Sequence[Path], pipeline: list[dict[str, Any]]) -> Iter
         if 'meta_keys' in step:
             step['meta_keys'] = tuple(key for key in step['meta_keys'] if key != 'instances')
     read = Compose(steps)
-    for index, file in enumerate(tqdm(files, desc='calibration', unit='image')):
+    for index, file in enumerate(_bar(files)):
         # The header alone would not show a truncated file.
         if cv2.imread(str(file)) is None:
             raise ClipQError(f'{file}: found no readable image, wanted one OpenCV can decode')

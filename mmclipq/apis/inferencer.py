@@ -156,7 +156,7 @@ class Int8Inferencer(DetInferencer):
             return self._video(Path(inputs), batch_size, **options)
         inputs = find_inputs(inputs)
         if options.get('out_dir'):
-            _check_names(inputs)
+            check_names(inputs)
         return super().__call__(inputs, batch_size, **options)
 
     def _inputs_to_list(self, inputs: Any) -> list[str | np.ndarray]:
@@ -263,8 +263,12 @@ def _batches(capture: Any, size: int) -> Iterator[list[np.ndarray]]:
             return
 
 
-def _check_names(inputs: Sequence[Any]) -> None:
-    """Return if results get file names of their own: they take the images' without suffix."""
+def check_names(inputs: Sequence[Any]) -> None:
+    """Return if results get file names of their own: they take the images' without suffix.
+
+    Raises:
+        ClipQError: naming two images with the same name.
+    """
     seen: dict[str, str] = {}
     for item in inputs:
         if isinstance(item, str) and seen.setdefault(Path(item).stem, item) != item:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import runpy
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from mmengine.device import get_device
 
 from .._compat import mend_heads
 from ..errors import ClipQError
@@ -98,6 +101,19 @@ def check_device(name: str) -> torch.device:
                 'wanted this one; use --device cpu, or a build of torch for CUDA where there is one'
             )
     return device
+
+
+def runner_of_processes(arguments: Sequence[str]) -> list[str]:
+    """Arguments for mmdet's tools that make its processes meet on a machine without accelerator.
+
+    Empty without ``--launcher`` in ``arguments``, and where MMEngine's own runner can do it.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument('--launcher', default='none')
+    launcher = parser.parse_known_args(arguments)[0].launcher
+    if launcher == 'none' or get_device() != 'cpu':
+        return []
+    return ['--cfg-options', 'runner_type=mmclipq.CpuRunner']
 
 
 def run_mmdet_tool(name: str, arguments: list[str]) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.runner import Runner
 from torch import nn
 
 from ..apis.exported_detector import RUNTIMES, load_detector, on_cpu_alone
@@ -16,10 +15,11 @@ from ..backends.base import backend_class
 from ..detector import to_int8
 from ..graph.artifact import is_artifact
 from ..registry import RUNNERS
+from .cpu_runner import CpuRunner
 
 
 @RUNNERS.register_module()
-class Int8Runner(Runner):
+class Int8Runner(CpuRunner):
     """Tests the integer execution of what ``load_from`` names: a ``.clipq`` file, an exported
     end-to-end file, or a float checkpoint.
 
