@@ -122,8 +122,8 @@ class SVDBBoxHead(ConvFCBBoxHead):
         svd_rank: One rank for all FCs (256 in the paper), or ranks by layer name such as
             ``{'shared_fcs.0': 256, 'shared_fcs.1': 128}``, or a list for the shared FCs.
         svd_energy: Choose the ranks by this share of kept energy instead.
-        *args, **kwargs: Those of ``ConvFCBBoxHead``; without any count of layers there are two
-            shared FCs.
+        **kwargs: Arguments of ``ConvFCBBoxHead``; without any count of layers there are two shared
+            FCs.
 
     Raises:
         ClipQError: if a rank is above its matrix's, or given for a layer that does not exist.
