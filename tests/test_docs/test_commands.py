@@ -39,7 +39,7 @@ STANDS_FOR = (
     ('work_dirs/my_clipq_config/epoch_12_int8.clipq', 'my.clipq'),
     ('load_from=float.pth', 'load_from=epoch_12.pth'),
     ('--shape 640 640', '--shape 96 128 --rounds 1'),
-    ('--max-drop 0.5', '--max-drop 100 --held-images 2'),
+    ('--max-drop 0.5', '--max-drop 100 --calib-images 4 --held-images 4'),
     ('--search', '--search --calib-images 2 --held-images 2'),
 )
 
