@@ -159,9 +159,9 @@ def _checked(path: Path, execute: Execute) -> Execute:
             ) from error
         boxes, scores, labels = found
         shape = len(images), *scores.shape[1:2]
-        kinds = boxes.dtype, scores.dtype, labels.dtype.kind
+        kinds = boxes.dtype.name, scores.dtype.name, labels.dtype.kind
         if (boxes.shape, scores.shape, labels.shape, *kinds) != (
-            (*shape, 4), shape, shape, np.float32, np.float32, 'i'
+            (*shape, 4), shape, shape, 'float32', 'float32', 'i'
         ):  # fmt: skip
             raise ClipQError(
                 f'{path}: found results of shapes {boxes.shape}, {scores.shape}, {labels.shape} '

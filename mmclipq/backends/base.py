@@ -191,14 +191,20 @@ class Backend(ABC):
         if not isinstance(x, Tensor):  # a number that a module is called with
             return x
         if not node.type.is_codes:
-            if self.entry is not None and self._is_entry(x):
-                kind = self.entry.type  # encoding gives the same codes again
-                x = fp.decode(x, kind.range_exponent, offset=kind.offset)
+            x = self.as_values(x)
             return x.to(self.device, torch.float32 if x.is_floating_point() else x.dtype)
         wanted = fp.code_dtype(node.type.signed)
         if x.dtype != wanted:
             raise ir.GraphError(f'{node.name}: found an input of {x.dtype}, wanted {wanted}')
         return self.from_codes(node, x.to(self.device))
+
+    def as_values(self, x: Tensor) -> Tensor:
+        """Float32 values in place of codes of :attr:`entry`, which encoding gives again; anything
+        else as it is."""
+        if self.entry is None or not self._is_entry(x):
+            return x
+        kind = self.entry.type
+        return fp.decode(x, kind.range_exponent, offset=kind.offset)
 
     def _is_entry(self, x: Any) -> bool:
         """Whether ``x`` holds codes of :attr:`entry`."""

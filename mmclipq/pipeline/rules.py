@@ -109,8 +109,8 @@ def find_rule(head: nn.Module) -> Rule | None:
         return None
     if getattr(getattr(head, 'loss_cls', None), 'custom_cls_channels', False):
         return None
-    settings = getattr(head, 'test_cfg', None)
-    return None if not settings else rule
+    complete = vars(head).get('test_cfg') and 'prior_generator' in vars(head)
+    return rule if complete else None
 
 
 def ends_early(head: nn.Module) -> bool:
