@@ -246,13 +246,25 @@ def float_way(
     return Way(stock, clocked, pipeline)
 
 
-def time_ways(ways: Mapping[str, Way], encoded: Sequence[bytes], rounds: int) -> list[WayTimes]:
-    """Each way over all images, image by image in turn, after a round that does not count."""
+def time_ways(
+    ways: Mapping[str, Way], encoded: Sequence[bytes], rounds: int, pause: float = 0.2
+) -> list[WayTimes]:
+    """Each way over all images, in turn, after a round that does not count.
+
+    Args:
+        ways: By the name of the row.
+        encoded: Images.
+        rounds: How often each image counts.
+        pause: Seconds before a way's turn, in which threads of the one before that wait for more
+            work give up, and an image that does not count.
+    """
     times: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     boxes = dict.fromkeys(ways, 0)
     for number in tqdm(range(rounds + 1), desc='rounds', unit='round', leave=False):
-        for content in encoded:
-            for name, way in ways.items():
+        for name, way in ways.items():
+            time.sleep(pause)
+            way.run(encoded[0])
+            for content in encoded:
                 stages, found = way.run(content)
                 if number:
                     times[name].append(stages)

@@ -89,7 +89,7 @@ def test_the_network_is_told_from_what_is_around_it():
         def run(self, encoded):
             return dict.fromkeys(STAGES, 0.001) | {'network': 0.004}, [encoded]
 
-    (row,) = time_ways({'one': Slept()}, [b'', b''], 3)
+    (row,) = time_ways({'one': Slept()}, [b'', b''], 3, pause=0)
     assert row.stages['network'] == pytest.approx(4)
     assert row.around == pytest.approx(1)
     assert row.boxes == 2
