@@ -95,11 +95,31 @@ keep_wheel() {
     mv "$part" "$1"
 }
 
+# loads_wheel PYTHON WHEEL: whether the compiled modules in WHEEL find all that they call in torch.
+loads_wheel() {
+    "$1" - "$2" <<'PYTHON'
+import ctypes
+import sys
+import tempfile
+import zipfile
+
+import torch
+
+with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(sys.argv[1]) as wheel:
+    for name in wheel.namelist():
+        if name.endswith('.so'):
+            try:
+                ctypes.CDLL(wheel.extract(name, folder))
+            except OSError:
+                sys.exit(1)
+PYTHON
+}
+
 # built_wheel PYTHON REQUIREMENT LOG: path of a wheel in the variable `wheel`, kept or built.
 # PYTHON has torch and what the package is built with. pip's own cache does not know for which torch
-# a wheel was compiled, so it is left aside.
+# a wheel was compiled, so what comes from there must load.
 built_wheel() {
-    local folder built jobs
+    local folder built jobs cache
     folder=$(wheel_folder "$1" "$2")
     wheel=$(kept_wheel "$folder")
     if [ -n "$wheel" ]; then
@@ -108,11 +128,17 @@ built_wheel() {
     fi
     built=$(mktemp -d)
     jobs=${MAX_JOBS:-$(jobs_for_memory)}
-    MMCV_WITH_OPS=1 MAX_JOBS=$jobs live "building ${2%%==*}'s operators" "$3" "$1" -m pip wheel -v \
-        --no-cache-dir --no-deps --no-build-isolation --wheel-dir "$built" "$2" || {
-        rm -rf "$built"
-        return 1
-    }
+    for cache in '' --no-cache-dir; do
+        rm -f "$built"/*.whl
+        # shellcheck disable=SC2086 # no word where the cache may be used
+        MMCV_WITH_OPS=1 MAX_JOBS=$jobs live "building ${2%%==*}'s operators" "$3" "$1" -m pip wheel \
+            -v $cache --no-deps --no-build-isolation --wheel-dir "$built" "$2" || {
+            rm -rf "$built"
+            return 1
+        }
+        loads_wheel "$1" "$built"/*.whl && break
+        echo "the wheel in pip's cache was built for another torch"
+    done
     keep_wheel "$folder" "$built"
     rm -rf "$built"
     wheel=$(kept_wheel "$folder")

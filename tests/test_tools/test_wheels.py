@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,13 @@ def python(tmp_path):
         'echo "[7/95] c++ roi_align.cpp"\n'
         'sleep 0.1\n'
         'if [ -n "${BROKEN:-}" ]; then echo "no such header"; exit 3; fi\n'
+        'member=mmcv/ops.py\n'
+        'if [ -n "${STALE:-}" ] && [[ " $* " != *" --no-cache-dir "* ]]; then\n'
+        '  member=mmcv/_ext.so\n'
+        'fi\n'
         'while [ "$1" != --wheel-dir ]; do shift; done\n'
-        'echo content >"$2/mmcv-2.1.0-cp311-any.whl"\n'
+        f'mkdir -p mmcv; echo content >$member; {sys.executable} -m zipfile -c '
+        '"$2/mmcv-2.1.0-cp311-any.whl" $member\n'
     )
     program.chmod(0o755)
     return program
@@ -65,10 +71,20 @@ def test_a_wheel_is_built_once_and_found_by_the_next(bash, python, tmp_path):
     assert second.stdout.splitlines() == [path.replace('wheel', 'found', 1), path]
     (called,) = (tmp_path / 'pip').read_text().splitlines()
     assert called.startswith('3 -m pip wheel')
-    assert '--no-cache-dir' in called
     name = Path(path.split()[1]).parent.name
     assert name.startswith('mmcv-2.1.0-torch9.9+cpu-py3.')
     assert name.endswith('-cpu')
+
+
+def test_a_wheel_of_pips_cache_that_does_not_load_is_built_again(bash, python, tmp_path):
+    done = bash(BUILD, STALE='1')
+    assert done.returncode == 0, done.stderr
+    assert "the wheel in pip's cache was built for another torch" in done.stdout
+    cached, built = (tmp_path / 'pip').read_text().splitlines()
+    assert '--no-cache-dir' in built
+    assert '--no-cache-dir' not in cached
+    with zipfile.ZipFile(done.stdout.split()[-1]) as wheel:
+        assert [Path(name).name for name in wheel.namelist()] == ['ops.py']
 
 
 def test_another_torch_or_place_finds_none(bash, python, tmp_path):
@@ -95,7 +111,7 @@ def test_a_damaged_wheel_is_built_again(bash, python, tmp_path, damage):
         sums.write_text('')
     assert bash(f'kept_wheel {wheel.parent}').stdout == ''
     assert 'building' in bash(BUILD).stdout
-    assert wheel.read_text() == 'content\n'
+    assert zipfile.is_zipfile(wheel)
     assert bash(f'kept_wheel {wheel.parent}').stdout == f'{wheel}\n'
 
 
