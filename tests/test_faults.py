@@ -10,6 +10,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -216,7 +217,7 @@ def test_an_unreadable_image_of_the_data_set_is_named(cfg, tmp_path, damage):
 
 @pytest.fixture
 def project(tmp_path, load_config, digits_root, monkeypatch):
-    """A data set and a detector of its own, and the tools in this process."""
+    """A data set and a detector of its own, and the tools, in this process where none forks."""
     shutil.copytree(digits_root, tmp_path / 'data')
     monkeypatch.setenv('DIGITS_ROOT', str(tmp_path / 'data'))
     monkeypatch.setenv('LOCAL_RANK', '0')
@@ -234,6 +235,11 @@ def project(tmp_path, load_config, digits_root, monkeypatch):
         cfg.experiment_name = cfg.visualizer['name'] = f'faults_{next(NUMBER)}'
         cfg.dump(tmp_path / 'tiny.py')
         words = [tool, str(tmp_path / 'tiny.py'), *map(str, arguments)]
+        if workers:  # forked from a process that has lived long, a worker can end its parent
+            command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / f'{tool}.py')]
+            done = subprocess.run([*command, *words[1:]], capture_output=True, text=True)
+            assert done.returncode == 1
+            return done.stderr.strip().splitlines()[-1]
         monkeypatch.setattr(sys, 'argv', words)
         with pytest.raises(SystemExit) as caught:
             _tool.run(importlib.import_module(tool).main)
