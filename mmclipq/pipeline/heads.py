@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .mixing import mix_in
 from .places import Chosen, ChosenPriors, gathered, showing
 from .rules import DenseHead, Rule, ends_early, find_rule, worth
-from .settings import Settings, fast_settings, least_logit
+from .settings import CurrentSettings, least_logit
 
 
 def _plain(tree: Any) -> bool:
@@ -36,7 +36,8 @@ class FastDenseHead:
     """
 
     fast_rule: Rule
-    fast_settings: Settings
+    fast_settings: CurrentSettings
+    test_cfg: Mapping[str, Any]
 
     def predict_by_feat(
         self, *maps: Any, batch_img_metas: Sequence[dict], cfg: Any = None, **options: Any
@@ -50,19 +51,20 @@ class FastDenseHead:
         sizes, *others = (tuple(tuple(x.shape[2:]) for x in kind) for kind in maps)
         if any(other != sizes for other in others):
             return stock(*maps, batch_img_metas=batch_img_metas, cfg=cfg, **options)
-        results = []
+        results: list = []
+        settings = self.fast_settings.of(self.test_cfg)
         for number, meta in enumerate(batch_img_metas):
             own = [[x[number].detach() for x in kind] for kind in maps]
             places = tuple(
                 worth(
-                    self.fast_rule(cast(DenseHead, self), own, level, self.fast_settings),
+                    self.fast_rule(cast(DenseHead, self), own, level, settings),
                     math.prod(size),
                 )
                 for level, size in enumerate(sizes)
             )
             given = [[gathered(x, p) for x, p in zip(kind, places, strict=True)] for kind in own]
             with showing(Chosen(sizes, places)):
-                results += stock(*given, batch_img_metas=[meta], cfg=self.fast_settings, **options)
+                results += stock(*given, batch_img_metas=[meta], cfg=settings, **options)
         return results
 
 
@@ -72,7 +74,7 @@ class FastBoxHead:
     The share of a class in a softmax is at most the sigmoid of its logit less the background's.
     """
 
-    fast_settings: Settings
+    fast_settings: CurrentSettings
 
     def predict_by_feat(
         self, rois: Sequence[Tensor], cls_scores: Sequence[Tensor], bbox_preds: Sequence[Tensor],
@@ -85,7 +87,7 @@ class FastBoxHead:
             least = least_logit(rcnn_test_cfg.score_thr)
             rows = [_promising(scores, least) for scores in cls_scores]
             given = [[x[r] for x, r in zip(kind, rows, strict=True)] for kind in given]
-            rcnn_test_cfg = self.fast_settings
+            rcnn_test_cfg = self.fast_settings.of(rcnn_test_cfg)
         stock = super().predict_by_feat  # type: ignore[misc]  # of the class behind this one
         return stock(*given, batch_img_metas, rcnn_test_cfg, rescale)
 
@@ -110,17 +112,17 @@ def quicken_heads(detector: nn.Module) -> None:
     """
     for module in list(detector.modules()):
         if (rule := find_rule(module)) is not None:
-            config, priors = vars(module)['test_cfg'], vars(module)['prior_generator']
+            priors = vars(module)['prior_generator']
             vars(module).update(
                 fast_rule=rule,
-                fast_settings=fast_settings(config, ends_early(module)),
+                fast_settings=CurrentSettings(ends_early(module)),
                 prior_generator=ChosenPriors(priors),
             )
             mix_in(module, FastDenseHead)
         if isinstance(module, StandardRoIHead) and module.test_cfg:
             for head in _box_heads(module):
                 if _has_stock_boxes(head):
-                    vars(head).update(fast_settings=fast_settings(module.test_cfg, sliced=True))
+                    vars(head).update(fast_settings=CurrentSettings(sliced=True))
                     mix_in(head, FastBoxHead)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -37,6 +38,21 @@ def fast_settings(config: Mapping[str, Any], sliced: bool) -> Settings:
         ends = {'max_num': most} if sliced and isinstance(most, int) and most > 0 else {}
         settings['nms'] = {**ends, **own, 'type': nms}
     return settings
+
+
+class CurrentSettings:
+    """:func:`fast_settings` of a config that may be changed, made anew when it was."""
+
+    def __init__(self, sliced: bool) -> None:
+        self._sliced = sliced
+        self._made: tuple[Any, Settings] | None = None
+
+    def of(self, config: Mapping[str, Any]) -> Settings:
+        """Those of ``config`` as it is now."""
+        made = self._made
+        if made is None or made[0] != config:
+            made = self._made = copy.deepcopy(config), fast_settings(config, self._sliced)
+        return made[1]
 
 
 def least_logit(score: float) -> float:

@@ -195,6 +195,8 @@ def test_a_threshold_of_the_config_is_the_one_that_counts(stable):
     other = Config(dict(head.test_cfg, score_thr=0.97))
     wanted = predicted(head, kinds, 192, cfg=other)
     assert 0 < len(wanted[0]) < 100
+    head.test_cfg.score_thr = 0.97  # changed afterwards
+    assert same(predicted(head, kinds, 192), wanted)
     use_quick_pipeline(head, on=False)
     assert same(predicted(head, kinds, 192, cfg=other), wanted)
 
