@@ -60,7 +60,8 @@ def _noted_interruptions() -> Iterator[list[int]]:
 
     def send_again() -> None:
         if running and not _is_interrupted(main):
-            signal.raise_signal(signal.SIGINT)
+            # Sent to the main thread, so that a call of the system which it waits in ends.
+            signal.pthread_kill(main, signal.SIGINT)
 
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield noted
