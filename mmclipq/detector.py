@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from .backends import Backend, build_backend
 from .errors import ClipQError
 from .graph.ir import FloatCall, Int8Graph
 from .graph.signature import split_call
+from .pipeline.mixing import mix_in
 from .pipeline.switch import use_quick_pipeline
 
 
@@ -239,18 +239,6 @@ class _Int8Forward:
         return _in_order(self.int8_graph.run(*leaves))
 
 
-@functools.cache
-def _mixed(mixin: type, stock: type) -> type:
-    return type(f'Int8{stock.__name__}', (mixin, stock), {'__doc__': mixin.__doc__})
-
-
-def _mix_in(module: nn.Module, mixin: type) -> tuple[nn.Module, type]:
-    """Put ``mixin`` before the class of ``module``; returns both as they were."""
-    stock: type = type(module)
-    module.__class__ = _mixed(mixin, stock)
-    return module, stock
-
-
 def _levels(roi_head: nn.Module, stages: int) -> list[int]:
     found = roi_head.get_submodule('bbox_roi_extractor')
     extractors: list[BaseRoIExtractor] = (
@@ -267,11 +255,12 @@ def _attach(
     exponents: Sequence[int | None],
 ) -> list[tuple[nn.Module, type]]:
     """Let executors compute the detector's parts; returns the modules with their stock classes."""
-    changed = [_mix_in(detector, Int8Detector)]
+    changed = [(detector, mix_in(detector, Int8Detector, 'Int8'))]
     vars(detector).update(int8_head=head, int8_backend=dense, int8_boxes=list(boxes))
     vars(detector).update(int8_exponents=tuple(exponents))
     if head is not None:
-        module, stock = _mix_in(detector.get_submodule(head), _Int8Head)
+        module = detector.get_submodule(head)
+        stock = mix_in(module, _Int8Head, 'Int8')
         changed.append((module, stock))
         decoder = getattr(stock, 'predict_by_feat', None)
         known = stock.__module__.startswith('mmdet.models.') and decoder in _ANY_ORDER
@@ -279,7 +268,8 @@ def _attach(
     if boxes:
         roi_head = detector.get_submodule('roi_head')
         cascade = isinstance(roi_head, CascadeRoIHead)
-        changed.append(_mix_in(roi_head, _Int8CascadeRoIHead if cascade else _Int8StandardRoIHead))
+        mixin = _Int8CascadeRoIHead if cascade else _Int8StandardRoIHead
+        changed.append((roi_head, mix_in(roi_head, mixin, 'Int8')))
         vars(roi_head).update(int8_boxes=list(boxes), int8_levels=_levels(roi_head, len(boxes)))
     return changed
 
@@ -373,7 +363,8 @@ def to_int8(
     dense = None if parts.graph is None else executor(parts.graph)
     _attach(detector, parts.head, dense, list(map(executor, parts.boxes)), parts.feature_exponents)
     for part in parts.modules:
-        module, _ = _mix_in(detector.get_submodule(part.path), _Int8Forward)
+        module = detector.get_submodule(part.path)
+        mix_in(module, _Int8Forward, 'Int8')
         vars(module).update(int8_form=part.form, int8_graph=executor(part.graph))
     if torch.device(device).type == 'cpu':
         entry = None if dense is None or dense.entry is None else dense.entry.type

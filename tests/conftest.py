@@ -31,6 +31,15 @@ def digits_root(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope='session')
+def without_workers() -> str:
+    """Lines of a config whose images are read without worker processes."""
+    return ''.join(
+        f'{split}_dataloader = dict(num_workers=0, persistent_workers=False)\n'
+        for split in ('train', 'val', 'test')
+    )
+
+
 @pytest.fixture
 def load_config(digits_root, monkeypatch):
     """Loads a config of this repository on the tiny data, without worker processes."""

@@ -39,6 +39,24 @@ def find_test_pipeline(cfg: Config) -> list[dict[str, Any]] | None:
     return None
 
 
+def array_or_file_pipeline(steps: Sequence[dict[str, Any]]) -> Compose | None:
+    """A test pipeline's ``steps`` for the path or the array of an image without annotations.
+
+    Returns:
+        What makes a data sample of it; None if no step reads a file.
+    """
+    kept = [copy.deepcopy(s) for s in steps if 'LoadAnnotations' not in str(s['type'])]
+    loader = next((s for s in kept if 'LoadImageFromFile' in str(s['type'])), None)
+    if loader is None:
+        return None
+    loader['type'] = 'mmdet.InferencerLoader'
+    for step in kept:
+        if 'meta_keys' in step:
+            absent = ('img_id', 'instances')
+            step['meta_keys'] = tuple(key for key in step['meta_keys'] if key not in absent)
+    return Compose(kept)
+
+
 def with_instances(cfg: Config) -> Config:
     """The config whose test pipeline packs an image's objects, in the image's own pixels."""
     cfg = copy.deepcopy(cfg)

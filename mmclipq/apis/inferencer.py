@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from .._compat import as_detector
 from ..errors import ClipQError
-from .calibration_data import IMAGE_SUFFIXES
+from .calibration_data import IMAGE_SUFFIXES, array_or_file_pipeline
 from .exported_detector import load_detector, on_cpu_alone
 from .mmdet_tools import check_range
 from .overlap import in_order
@@ -125,20 +124,13 @@ class Int8Inferencer(DetInferencer):
 
     def _read_pipeline(self, path: str | os.PathLike) -> Compose:
         """The file's test pipeline for a path or an array, without annotations."""
-        steps = copy.deepcopy(self.cfg.test_dataloader.dataset.pipeline)
-        steps = [step for step in steps if 'LoadAnnotations' not in str(step['type'])]
-        loaders = [i for i, s in enumerate(steps) if 'LoadImageFromFile' in str(s['type'])]
-        if not loaders:
+        pipeline = array_or_file_pipeline(self.cfg.test_dataloader.dataset.pipeline)
+        if pipeline is None:
             raise ClipQError(
                 f'{path}: found no test pipeline that reads a file, wanted one; export it again '
                 'with a config that has a plain test_dataloader'
             )
-        steps[loaders[0]]['type'] = 'mmdet.InferencerLoader'
-        for step in steps:
-            if 'meta_keys' in step:
-                absent = ('img_id', 'instances')
-                step['meta_keys'] = tuple(k for k in step['meta_keys'] if k not in absent)
-        return Compose(steps)
+        return pipeline
 
     def __call__(self, inputs: Any, batch_size: int = 1, **options: Any) -> dict[str, list]:
         """Predictions, and pictures if wanted; the options are those of ``DetInferencer``.

@@ -191,26 +191,25 @@ class Backend(ABC):
         if not isinstance(x, Tensor):  # a number that a module is called with
             return x
         if not node.type.is_codes:
-            x = self.as_values(x)
+            x = self.entry_values(x)
             return x.to(self.device, torch.float32 if x.is_floating_point() else x.dtype)
         wanted = fp.code_dtype(node.type.signed)
         if x.dtype != wanted:
             raise ir.GraphError(f'{node.name}: found an input of {x.dtype}, wanted {wanted}')
         return self.from_codes(node, x.to(self.device))
 
-    def as_values(self, x: Tensor) -> Tensor:
+    def entry_values(self, x: Tensor) -> Tensor:
         """Float32 values in place of codes of :attr:`entry`, which encoding gives again; anything
         else as it is."""
-        if self.entry is None or not self._is_entry(x):
+        if (entry := self._entry_of(x)) is None:
             return x
-        kind = self.entry.type
-        return fp.decode(x, kind.range_exponent, offset=kind.offset)
+        return fp.decode(x, entry.type.range_exponent, offset=entry.type.offset)
 
-    def _is_entry(self, x: Any) -> bool:
-        """Whether ``x`` holds codes of :attr:`entry`."""
+    def _entry_of(self, x: Any) -> ir.Quantize | None:
+        """:attr:`entry`, if ``x`` holds its codes."""
         if self.entry is None or not isinstance(x, Tensor):
-            return False
-        return x.dtype == fp.code_dtype(self.entry.type.signed)
+            return None
+        return self.entry if x.dtype == fp.code_dtype(self.entry.type.signed) else None
 
     def _output(self, name: str, values: Mapping[str, Any]) -> Any:
         node = self._nodes[name]

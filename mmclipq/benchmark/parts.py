@@ -169,7 +169,7 @@ class FloatWay:
         return stock if self == FloatWay() else _Detector(self, stock, setting.images)
 
 
-class _Executor:
+class FloatPart:
     """A part as the detector calls it; what it decodes is float32, as mmdet's boxes are."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -194,10 +194,10 @@ class _Detector:
     def __init__(self, way: FloatWay, stock: nn.Module, images: Tensor) -> None:
         part = capture(stock)
         self.stock, self.head = stock, part.head
-        self.dense = _Executor(way.executed(part.module, images))
+        self.dense = FloatPart(way.executed(part.module, images))
         # Every image has another number of regions, so they are not recorded.
         loose = replace(way, record=None)
-        self.boxes = [_Executor(loose.executed(box)) for box in loose.boxes(part)]
+        self.boxes = [FloatPart(loose.executed(box)) for box in loose.boxes(part)]
 
     def predict(self, images: Tensor, samples: list[Any]) -> list[Any]:
         """As the stock detector's."""

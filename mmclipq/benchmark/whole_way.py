@@ -24,11 +24,11 @@ from tqdm import tqdm
 
 from .._compat import as_detector
 from ..apis import build_detector, load_int8
-from ..apis.calibration_data import find_test_pipeline
+from ..apis.calibration_data import array_or_file_pipeline, find_test_pipeline
 from ..detector import Executor, executing
 from ..errors import ClipQError, first_line
 from ..lowering.capture import capture
-from .parts import Setting
+from .parts import FloatPart, Setting
 from .peers import PEERS, Outputs, Subject
 from .timing import digits
 
@@ -65,16 +65,6 @@ class _Foreign:
     def run(self, *inputs: Tensor) -> Any:
         given = iter(self.outputs(*inputs))
         return _filled(self.example, given)
-
-
-class _Module:
-    """A part in PyTorch."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def run(self, *inputs: Any) -> Any:
-        return self.module(*inputs)
 
 
 def _filled(tree: Any, given: Iterator[Tensor]) -> Any:
@@ -170,15 +160,10 @@ def array_pipeline(cfg: Config) -> Compose:
         ClipQError: if the config has no plain test pipeline.
     """
     init_default_scope('mmdet')
-    steps = [s for s in find_test_pipeline(cfg) or [] if 'LoadAnnotations' not in str(s['type'])]
-    if not steps or 'LoadImageFromFile' not in str(steps[0]['type']):
+    pipeline = array_or_file_pipeline(find_test_pipeline(cfg) or [])
+    if pipeline is None:
         raise ClipQError(f'{cfg.filename}: found no test pipeline that reads a file, wanted one')
-    steps[0] = {'type': 'mmdet.InferencerLoader'}
-    for step in steps:
-        if 'meta_keys' in step:
-            absent = ('img_id', 'instances')
-            step['meta_keys'] = tuple(key for key in step['meta_keys'] if key not in absent)
-    return Compose(steps)
+    return pipeline
 
 
 def read_images(
@@ -237,11 +222,11 @@ def float_way(
     stock = build_detector(cfg.model).eval()
     stock.load_state_dict(state)
     part = capture(copy.deepcopy(stock))
-    dense: Executor = _Module(part.module)
+    dense: Executor = FloatPart(part.module)
     if outputs is not None:
         with torch.no_grad():
             dense = _Foreign(outputs, part.module(image))
-    clocked = [_Clocked(dense), *(_Clocked(_Module(box)) for box in part.boxes)]
+    clocked = [_Clocked(dense), *(_Clocked(FloatPart(box)) for box in part.boxes)]
     stack.enter_context(executing(stock, part.head, clocked[0], clocked[1:]))
     return Way(stock, clocked, pipeline)
 

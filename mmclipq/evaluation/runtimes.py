@@ -131,7 +131,7 @@ class _Watched:
 
     def run(self, *inputs: Tensor) -> Any:
         graph, report = self._reference.graph, self._report
-        inputs = tuple(map(self._reference.as_values, inputs))
+        inputs = tuple(map(self._reference.entry_values, inputs))
         wanted, found = self._reference.codes(*inputs), self._other.codes(*inputs)
         apart: set[str] = set()  # tensors that differ or depend on one that does
         for node in graph.nodes:

@@ -118,12 +118,12 @@ def quicken_heads(detector: nn.Module) -> None:
                 fast_settings=CurrentSettings(ends_early(module)),
                 prior_generator=ChosenPriors(priors),
             )
-            mix_in(module, FastDenseHead)
+            mix_in(module, FastDenseHead, 'Fast')
         if isinstance(module, StandardRoIHead) and module.test_cfg:
             for head in _box_heads(module):
                 if _has_stock_boxes(head):
                     vars(head).update(fast_settings=CurrentSettings(sliced=True))
-                    mix_in(head, FastBoxHead)
+                    mix_in(head, FastBoxHead, 'Fast')
 
 
 def _has_stock_boxes(head: nn.Module) -> bool:

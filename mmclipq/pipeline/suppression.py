@@ -37,7 +37,7 @@ def nms(
     plain = all(x.device.type == 'cpu' and x.dtype == torch.float32 for x in (boxes, scores))
     if not plain or score_threshold > 0 or offset not in (0, 1) or boxes.shape[1:] != (4,):
         return mmcv.ops.nms(boxes, scores, iou_threshold, offset, score_threshold, max_num)
-    order = scores.sort(descending=True)[1]  # stable on a CPU, as mmcv relies on, too
+    order = scores.sort(descending=True)[1]  # as mmcv does: it decides about ties
     most = max_num if max_num > 0 else len(order)
     kept = suppress_sorted(boxes.contiguous(), order, iou_threshold, offset, most)
     return torch.cat((boxes[kept], scores[kept, None]), dim=1), kept

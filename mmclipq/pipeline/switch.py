@@ -8,7 +8,7 @@ from torch import nn
 
 from ..graph.types import TensorType
 from ..ops.cpu.library import why_unavailable
-from .heads import quicken_heads
+from .heads import FastBoxHead, FastDenseHead, quicken_heads
 from .images import FastPreprocessor, PixelCodes, takes_pixels
 from .mixing import mix_in, unmix
 from .places import ChosenPriors
@@ -34,7 +34,7 @@ def use_quick_pipeline(
             is kept for later calls.
     """
     for module in detector.modules():
-        unmix(module)
+        unmix(module, FastDenseHead, FastBoxHead, FastPreprocessor)
         if isinstance(priors := vars(module).get('prior_generator'), ChosenPriors):
             vars(module)['prior_generator'] = priors.stock
     preprocessor = getattr(detector, 'data_preprocessor', None)
@@ -44,4 +44,4 @@ def use_quick_pipeline(
         return
     quicken_heads(detector)
     if isinstance(preprocessor, nn.Module) and 'pixel_codes' in vars(preprocessor):
-        mix_in(preprocessor, FastPreprocessor)
+        mix_in(preprocessor, FastPreprocessor, 'Fast')

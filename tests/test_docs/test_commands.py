@@ -78,16 +78,12 @@ def call(command: str, folder: Path, environment: dict[str, str]) -> None:
 
 
 @pytest.fixture(scope='module')
-def project(environment, digits_root, tmp_path_factory) -> Path:
+def project(environment, digits_root, without_workers, tmp_path_factory) -> Path:
     """A folder with a detector's config, its checkpoint, its int8 files and some photographs."""
     folder = tmp_path_factory.mktemp('project')
     stock = ROOT / 'configs' / 'quickstart' / 'finetune_yolov3_digits.py'
-    loaders = ''.join(
-        f'{split}_dataloader = dict(num_workers=0, persistent_workers=False)\n'
-        for split in ('train', 'val', 'test')
-    )
     (folder / 'my_detector.py').write_text(
-        f'_base_ = {str(stock)!r}\n{loaders}'
+        f'_base_ = {str(stock)!r}\n{without_workers}'
         'train_cfg = dict(max_epochs=1)\n'
         'model = dict(test_cfg=dict(conf_thr=0.0, score_thr=0.0, max_per_img=5, nms_pre=9))\n'
         'default_hooks = dict(checkpoint=dict(interval=1))\n'

@@ -9,7 +9,7 @@ import zstandard
 from _seeds import write_signed
 
 from mmclipq.graph import ir
-from mmclipq.graph.artifact import Artifact, ArtifactError, load_artifact, save_artifact
+from mmclipq.graph.artifact import Artifact, load_artifact, save_artifact
 from mmclipq.graph.limits import LimitError, Limits
 
 PREFIX = 52
@@ -88,12 +88,9 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize('change', DAMAGE.values(), ids=DAMAGE)
-def test_damage_is_named_in_one_sentence(path, change):
+def test_damage_is_named_in_one_sentence(path, change, assert_damage_is_named):
     rewritten(path, change)
-    with pytest.raises(ArtifactError, match='found content that does not fit') as caught:
-        load_artifact(path)
-    assert str(caught.value).startswith(f'{path}: ')
-    assert '\n' not in str(caught.value)
+    assert_damage_is_named(path)
 
 
 def test_what_is_not_changed_loads(path):

@@ -68,7 +68,7 @@ def samples(count):
 def test_samples_are_told_as_by_the_stock_preprocessor():
     stock, quick = (DetDataPreprocessor(**STOCK['usual']) for _ in range(2))
     vars(quick)['pixel_codes'] = PixelCodes(quick, KINDS[0])
-    mix_in(quick, FastPreprocessor)
+    mix_in(quick, FastPreprocessor, 'Fast')
     assert isinstance(quick, FastPreprocessor)
     given = images((20, 41), (33, 20))
     results = [p({'inputs': given, 'data_samples': samples(2)}) for p in (stock, quick)]
@@ -88,7 +88,7 @@ def test_samples_are_told_as_by_the_stock_preprocessor():
 def test_other_images_go_the_stock_way(given):
     stock, quick = (DetDataPreprocessor(**STOCK['usual']) for _ in range(2))
     vars(quick)['pixel_codes'] = PixelCodes(quick, KINDS[0])
-    mix_in(quick, FastPreprocessor)
+    mix_in(quick, FastPreprocessor, 'Fast')
     wanted, found = (p({'inputs': given})['inputs'] for p in (stock, quick))
     assert torch.equal(found, wanted)
     assert found.dtype == torch.float32

@@ -17,19 +17,15 @@ TYPES = ['EMAHook', 'mmclipq.ClipQHook', 'mmclipq.Int8ExportHook']
 
 
 @pytest.fixture(scope='module')
-def project(tmp_path_factory) -> Path:
+def project(without_workers, tmp_path_factory) -> Path:
     """Folder with a detector's config that owns hooks and knows nothing of mmclipq."""
     folder = tmp_path_factory.mktemp('project')
-    loaders = ''.join(
-        f'{split}_dataloader = dict(num_workers=0, persistent_workers=False)\n'
-        for split in ('train', 'val', 'test')
-    )
     (folder / 'my.py').write_text(
         f'_base_ = {str(STOCK)!r}\n'
         "custom_hooks = [dict(type='EMAHook', ema_type='ExpMomentumEMA')]\n"
         'train_cfg = dict(max_epochs=1)\n'
         'default_hooks = dict(checkpoint=dict(interval=1))\n'
-        f'{loaders}'
+        f'{without_workers}'
         'train_dataloader.update(batch_size=4)\n'
     )
     return folder

@@ -43,6 +43,32 @@ def plain_environment(**changes: str) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k != 'PYTHONWARNINGS'} | changes
 
 
+def interrupted(arguments: list[str], said: bytes, cwd: Path, python_path: str) -> bytes:
+    """Send Ctrl-C once a process has ``said`` something: it must end with one line.
+
+    Returns:
+        What it prints afterwards.
+    """
+    process = subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=cwd,
+        env=plain_environment(PYTHONPATH=python_path),
+        # Tests in the background of a shell inherit that it is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        assert process.stdout.readline() == said
+        process.send_signal(signal.SIGINT)
+        printed, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert error == b'interrupted; nothing half-written was left\n'
+    assert process.returncode == 130
+    return printed
+
+
 def test_every_tool_is_here():
     names = {path.stem for path in TOOLS.glob('[!_]*.py')}
     # One imports nothing that takes time, the other lets a process of its own do it.
@@ -76,23 +102,8 @@ for _ in range(2):
 def test_an_interruption_during_imports_is_one_line(tool, module, tmp_path):
     for package in ('torch', 'cv2'):
         (tmp_path / f'{package}.py').write_text(module)
-    process = subprocess.Popen(
-        command(tool, *ARGUMENTS[tool]),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=tmp_path,
-        env=plain_environment(PYTHONPATH=f'{tmp_path}{os.pathsep}{TOOLS.parent}'),
-        # Tests in the background of a shell inherit that it is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
-        assert process.stdout.readline() == b'importing\n'
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert error == b'interrupted; nothing half-written was left\n'
-    assert process.returncode == 130
+    folders = f'{tmp_path}{os.pathsep}{TOOLS.parent}'
+    interrupted(command(tool, *ARGUMENTS[tool]), b'importing\n', tmp_path, folders)
 
 
 @pytest.mark.parametrize(
@@ -141,18 +152,5 @@ run(main)
 
 def test_an_interruption_does_not_stop_the_cleaning_up_after_it(tmp_path):
     (tmp_path / 'cleaning.py').write_text(CLEANING)
-    process = subprocess.Popen(
-        [sys.executable, str(tmp_path / 'cleaning.py')],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=plain_environment(PYTHONPATH=str(TOOLS)),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
-        assert process.stdout.readline() == b'working\n'
-        process.send_signal(signal.SIGINT)
-        printed, error = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert printed == b'cleaned\n'
-    assert error == b'interrupted; nothing half-written was left\n'
+    cleaning = [sys.executable, str(tmp_path / 'cleaning.py')]
+    assert interrupted(cleaning, b'working\n', tmp_path, str(TOOLS)) == b'cleaned\n'

@@ -238,10 +238,10 @@ class CompiledBackend(ReferenceBackend, Generic[P]):
         parts = self._parts
         for node in self.graph.nodes:
             if isinstance(node, ir.Input):
-                first: ir.Node = node
                 x = next(given)
-                if self.entry is not None and self._is_entry(x):
-                    first, parts = self.entry, self._parts_behind_entry
+                first: ir.Node = self._entry_of(x) or node
+                if first is not node:
+                    parts = self._parts_behind_entry
                     values[first.name] = x.to(self.device)
                 else:
                     values[first.name] = self._read_input(node, x)
