@@ -11,6 +11,7 @@ from typing import Any
 
 import zstandard
 
+from mmclipq.graph.container import DENSE_VERSION
 from mmclipq.graph.islands import FUNCTIONS, METHODS
 
 _PREFIX = 52
@@ -34,15 +35,21 @@ _NAMES = ('x', 'other', 'rois', 'like', 'residual', 'weight', 'bias', 'multiplie
 
 
 class Content:
-    """A file taken apart: version, header, tensors' index and their bytes."""
+    """A file taken apart: version, header, tensors' index and their bytes, and the dense stream."""
 
     def __init__(self, path: Path) -> None:
         data = path.read_bytes()
         self.version = struct.unpack('<I', data[8:12])[0]
         body = data[_PREFIX:]
         (length,) = struct.unpack('<Q', body[:8])
-        self.header: Any = json.loads(body[8 : 8 + length])
-        content = zstandard.decompress(body[8 + length :])
+        text, rest = body[8 : 8 + length], body[8 + length :]
+        self.stream: bytearray | None = None
+        if self.version == DENSE_VERSION:
+            (size,) = struct.unpack('<Q', rest[:8])
+            self.stream = bytearray(rest[8 + size :])
+            text, rest = zstandard.decompress(text), rest[8 : 8 + size]
+        self.header: Any = json.loads(text)
+        content = zstandard.decompress(rest)
         (length,) = struct.unpack('<Q', content[:8])
         self.index: Any = json.loads(content[8 : 8 + length])
         self.bytes = bytearray(content[8 + length :])
@@ -74,6 +81,12 @@ class Content:
             blob = (
                 b'\x28\xb5\x2f\xfd\xe0' + struct.pack('<Q', rng.choice((2**20, 2**40))) + blob[9:]
             )
+        if self.stream is not None:
+            text = zstandard.compress(text, 1)
+            said = len(blob)
+            if rng.random() < 0.01:
+                said = rng.choice((0, said // 2, said + len(self.stream) + 1, 2**62))
+            blob = struct.pack('<Q', said) + blob + self.stream
         size = len(text)
         if rng.random() < 0.01:
             size = rng.choice((0, size // 2, size + len(blob) + 1, 2**62))
@@ -123,7 +136,9 @@ def _value(rng: random.Random, places: list[tuple[Any, Any]], old: Any) -> Any:
 
 def _change_header(content: Content, rng: random.Random) -> None:
     # A kind of place first, so that the few numbers of the layout come as often as many nodes.
-    part = rng.choice(('graphs', 'graphs', 'graphs', 'config', 'config', 'meta', ''))
+    parts = ['graphs', 'graphs', 'graphs', 'config', 'config', 'meta', '']
+    parts += ['codes', 'planes'] if content.stream is not None else []
+    part = rng.choice(parts)
     tree = content.header.get(part, content.header)
     places = _places(tree, []) if isinstance(tree, (dict, list)) else []
     if not places:
@@ -221,13 +236,38 @@ def _change_tensors(content: Content, rng: random.Random) -> None:
         return
 
 
+def _change_stream(content: Content, rng: random.Random) -> None:
+    """Damage entropy coded codes; now and then those of a whole tensor that nobody has coded."""
+    stream = content.stream
+    if not stream:
+        return
+    action = rng.randrange(5)
+    if action == 0:
+        stream[rng.randrange(len(stream))] ^= 1 << rng.randrange(8)
+    elif action == 1:
+        del stream[rng.randrange(len(stream)) :]
+    elif action == 2:
+        stream += rng.randbytes(rng.choice((1, 4, 4096)))
+    elif action == 3:
+        start = rng.randrange(len(stream))
+        stream[start : start + 4] = rng.choice((bytes(4), b'\xff' * 4, b''))
+    else:
+        shapes = content.header.get('codes')
+        if isinstance(shapes, dict):
+            shapes[f'0.{len(shapes)}'] = rng.choice(([1], [2**20], [2**39, 2**39], [4, 0], [2**31]))
+
+
 def mutant(content: Content, rng: random.Random) -> tuple[bytes, int]:
     """Body and version of a file that differs from ``content`` in one to four places."""
     changed = copy.copy(content)
     changed.header = copy.deepcopy(content.header)
     changed.index, changed.bytes = copy.deepcopy(content.index), bytearray(content.bytes)
+    changes = [_change_header, _change_nodes, _change_nodes, _change_tensors]
+    if content.stream is not None:
+        changed.stream = bytearray(content.stream)
+        changes.append(_change_stream)
     for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 4))):
-        rng.choice((_change_header, _change_nodes, _change_nodes, _change_tensors))(changed, rng)
+        rng.choice(changes)(changed, rng)
     if rng.random() < 0.9:
         changed.repack()
     if not isinstance(changed.header, dict):

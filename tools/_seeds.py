@@ -132,7 +132,7 @@ def write_signed(path: Path, body: bytes, version: int) -> None:
 
 
 def make_seeds(folder: Path) -> list[Path]:
-    """One-stage, two-stage and mask detectors, with every kind of node, in both versions."""
+    """One-stage, two-stage and mask detectors, with every kind of node, in every version."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     channels = _channels()
@@ -151,6 +151,8 @@ def make_seeds(folder: Path) -> list[Path]:
         save_int8(path, model, quantized, cfg, {'classes': ('a', 'b', 'c')})
         files.append(path)
         artifact = load_artifact(path)
+        files.append(folder / f'{name}_dense.clipq')
+        save_artifact(files[-1], artifact, dense=True)
         for more in range(2):
             first = with_random_nodes(artifact.graphs[0], 10 * number + more)
             artifact.graphs = (first, *artifact.graphs[1:])

@@ -35,7 +35,7 @@ def seeds(tmp_path_factory):
     return folder / 'seeds'
 
 
-def test_seeds_hold_every_kind_of_node_and_both_versions(seeds):
+def test_seeds_hold_every_kind_of_node_and_every_version(seeds):
     kinds, versions, modules = set(), set(), 0
     for path in seeds.glob('*.clipq'):
         artifact = load_artifact(path)
@@ -43,13 +43,13 @@ def test_seeds_hold_every_kind_of_node_and_both_versions(seeds):
         versions.add(Content(path).version)
         modules += len(artifact.config.get('parts', {}).get('modules', ()))
     assert kinds == set(ir.NODE_KINDS)
-    assert versions == {2, 3}
+    assert versions == {2, 3, 4}
     assert modules
 
 
 @pytest.mark.parametrize(
     'name', ['fcos', 'fcos_0', 'fcos_1', 'fcos_version2', 'retina_version2', 'two_stage_1',
-             'two_stage_version2', 'mask', 'mask_0']
+             'two_stage_version2', 'mask', 'mask_0', 'retina_dense', 'mask_dense']
 )  # fmt: skip
 @pytest.mark.parametrize('backend', ['cpu', 'reference'])
 def test_every_seed_works(seeds, name, backend):
