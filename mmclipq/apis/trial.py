@@ -113,8 +113,12 @@ def check_prediction(
     mean = getattr(preprocessor, 'mean', None)
     channels = mean.numel() if isinstance(mean, Tensor) else 3
     divisor = getattr(preprocessor, 'pad_size_divisor', 1)
-    divisor = divisor if isinstance(divisor, int) and 1 <= divisor <= 1024 else 1
+    if not isinstance(divisor, int) or divisor < 1:
+        raise ArtifactError(
+            f'{path}: found pad_size_divisor {str(divisor)[:80]}, wanted a whole number from 1'
+        )
     size = _rounded(size, divisor)
+    limits.check('pixels', size[0] * size[1], f'{path}: images, padded to {divisor} pixels')
     share = min(1.0, _SMALL / max(size))
     small = _rounded([max(1, round(side * share)) for side in size], max(_MULTIPLE, divisor))
     device = next((p.device for p in detector.parameters()), torch.device('cpu'))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
@@ -36,7 +37,9 @@ class PixelCodes:
         self._divisor = preprocessor.pad_size_divisor
         ramps = torch.arange(256, dtype=torch.uint8).expand(_CHANNELS, 1, 256)
         given = {'inputs': [ramps], 'data_samples': None}
-        values = ImgDataPreprocessor.forward(preprocessor, given)['inputs'][0, :, 0, :256]
+        bare = copy.copy(preprocessor)
+        bare.pad_size_divisor = 1  # a file may ask for any
+        values = ImgDataPreprocessor.forward(bare, given)['inputs'][0, :, 0]
         self.tables = self._encoded(values, kind).contiguous()
         self.source = torch.tensor([2, 1, 0] if preprocessor._channel_conversion else [0, 1, 2])
         padding = self._encoded(torch.tensor([float(preprocessor.pad_value)]), kind)

@@ -60,6 +60,13 @@ def test_codes_are_those_of_the_stock_images(stock, kind, order, sizes):
     assert torch.equal(found, wanted)
 
 
+def test_tables_take_no_memory_for_the_padding_of_images():
+    stock = STOCK['usual']
+    whole = PixelCodes(DetDataPreprocessor(**stock), KINDS[0])
+    huge = PixelCodes(DetDataPreprocessor(**{**stock, 'pad_size_divisor': 1 << 40}), KINDS[0])
+    assert torch.equal(whole.tables, huge.tables)
+
+
 def samples(count):
     meta = dict(img_shape=(20, 20), ori_shape=(20, 20), scale_factor=(1.0, 1.0))
     return [DetDataSample(metainfo=meta) for _ in range(count)]

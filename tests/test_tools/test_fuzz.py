@@ -82,6 +82,20 @@ def test_mutants_of_a_fixed_seed(seeds, tmp_path, monkeypatch):
     assert ends['refused'] > ends['works'] > 0
 
 
+@pytest.mark.parametrize(
+    ('divisor', 'said'),
+    [(1 << power, 'padded to .* pixels: found pixels of') for power in (15, 23)]
+    + [(value, 'found pad_size_divisor .*, wanted') for value in (0, -32, 2.5)],
+)
+def test_images_are_not_padded_without_bounds(seeds, tmp_path, divisor, said):
+    content = Content(seeds / 'fcos.clipq')
+    content.header['config']['model']['data_preprocessor']['pad_size_divisor'] = divisor
+    path = tmp_path / 'padded.clipq'
+    write_signed(path, content.body(random.Random(0)), content.version)
+    with pytest.raises(ClipQError, match=f'^{path}: .*{said}'):
+        mmclipq.load_int8(path)
+
+
 def test_mutants_of_exported_files(seeds, tmp_path, monkeypatch):
     """ONNX alone, since OpenVINO's threads do not go well with copies of this process."""
     pytest.importorskip('onnxruntime')
