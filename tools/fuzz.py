@@ -158,13 +158,19 @@ class Worker:
 
     def line(self, seconds: float) -> list | None:
         """The next line, or None if the process ended or did not answer."""
-        end = time.monotonic() + seconds
+        waited = 0.0
         while b'\n' not in self.rest:
-            ready, _, _ = select.select([self.output], [], [], max(0.0, end - time.monotonic()))
-            part = os.read(self.output.fileno(), 1 << 16) if ready else b''
-            if not part:
-                if ready:  # its end: so is the process at an end, or about to be
-                    self.process.wait(10)
+            begin = time.monotonic()
+            ready, _, _ = select.select([self.output], [], [], min(1.0, seconds - waited))
+            if not ready:
+                # A second counts as one, however long both processes were stopped in it.
+                waited += min(1.0, time.monotonic() - begin)
+                if waited >= seconds:
+                    return None
+                continue
+            part = os.read(self.output.fileno(), 1 << 16)
+            if not part:  # its end: so is the process at an end, or about to be
+                self.process.wait(10)
                 return None
             self.rest += part
         line, _, self.rest = self.rest.partition(b'\n')

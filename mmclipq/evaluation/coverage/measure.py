@@ -106,6 +106,19 @@ class Work(TorchDispatchMode):
         self.of_layers += count * _watched(module)[0].numel()
 
 
+def int8_share(graphs: Iterable[ir.Int8Graph], left: Work) -> tuple[int, int]:
+    """Number of weights of layers in ``graphs``, and of these and those that still run in float.
+
+    Args:
+        graphs: Of an int8 detector; one may come several times.
+        left: A prediction of that detector. A layer whose result nothing reads is in neither.
+    """
+    found = {id(graph): graph for graph in graphs}.values()
+    weights = {node.weight: g.constants[node.weight] for g in found for node in g.products()}
+    number = sum(weight.numel() for weight in weights.values())
+    return number, number + sum(left.weights.values())
+
+
 class Choices(TorchFunctionMode):
     """Records which elements ``topk`` takes, and which boxes follow; or repeats what it recorded.
 

@@ -28,6 +28,7 @@ from .measure import (
     Work,
     decibels,
     executions,
+    int8_share,
     leaves,
     noise_ratios,
     raw_outputs,
@@ -263,15 +264,9 @@ class Trial:
             raise ValueError(f'{differing} of {total} codes differ, first in {first}')
 
     def _shares(self, found: list[Execution]) -> None:
-        """Weights and multiply-adds in the graphs, beside those of layers that still run in float.
-
-        A layer whose result nothing reads is in neither.
-        """
-        graphs = {id(execution.graph): execution.graph for execution in found}
-        weights = {n.weight: g.constants[n.weight] for g in graphs.values() for n in g.products()}
-        number = sum(weight.numel() for weight in weights.values())
+        """Weights and multiply-adds in the graphs, beside those of layers that stay in float."""
         left = self._work(self.detector)
-        self.outcome.weights = number, number + sum(left.weights.values())
+        self.outcome.weights = int8_share((execution.graph for execution in found), left)
         # Every image runs the same graphs in the same order.
         of_one = sum(e.operations for e in found[: len(found) // len(self.images)])
         others = left.of_layers + self.work.of_activations
