@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
+import gc
 import os
 import subprocess
 from collections.abc import Mapping
@@ -82,6 +84,17 @@ def _slurm_master(environment: Mapping[str, str]) -> str:
         ) from None
 
 
+def leave_processes() -> None:
+    """Leave the process group, and let go of wrapped models, which hold on to it.
+
+    Its threads would run on while the interpreter and the libraries are taken down, and now and
+    then end a process with an abort after all work was done.
+    """
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    gc.collect()  # a wrapped model is part of cycles
+
+
 @RUNNERS.register_module()
 class CpuRunner(Runner):
     """MMEngine's runner, whose processes meet over gloo where there is no accelerator.
@@ -104,6 +117,7 @@ class CpuRunner(Runner):
             seconds = (env_cfg.get('dist_cfg') or {}).get('timeout')
             timeout = None if seconds is None else datetime.timedelta(seconds=seconds)
             distributed.init_process_group('gloo', timeout=timeout)
+            atexit.register(leave_processes)
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:

@@ -189,3 +189,30 @@ def test_slurms_first_machine_is_asked_for(tmp_path, monkeypatch):
 def test_a_process_that_no_launcher_started_is_told_how(launcher, words):
     with pytest.raises(ClipQError, match=f'^--launcher.*{words}'):
         process_environment(launcher, {})
+
+
+LEAVE = """
+import os
+from pathlib import Path
+from torch import distributed, nn
+from mmclipq.engine.cpu_runner import leave_processes
+
+def threads():
+    names = [path.read_text() for path in Path('/proc/self/task').glob('*/comm')]
+    return sum('gloo' in name for name in names)
+
+os.environ.update(RANK='0', WORLD_SIZE='1', MASTER_ADDR='127.0.0.1', MASTER_PORT='0')
+distributed.init_process_group('gloo')
+model = nn.parallel.DistributedDataParallel(nn.Linear(1, 1))
+model.cycle = [model]
+del model
+before = threads()
+leave_processes()
+print(before > 0, threads(), distributed.is_initialized())
+"""
+
+
+@pytest.mark.skipif(not Path('/proc/self/task').is_dir(), reason='no list of threads in /proc')
+def test_no_thread_of_a_process_group_outlives_it():
+    done = subprocess.run([sys.executable, '-c', LEAVE], capture_output=True, text=True)
+    assert done.stdout == 'True 0 False\n', done.stdout + done.stderr[-2000:]
