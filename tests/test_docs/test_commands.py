@@ -17,6 +17,7 @@ PAGES = (
     'docs/without_training.md',
     'docs/processes.md',
     'docs/evaluating.md',
+    'docs/zoo.md',
     'docs/deploying/index.md',
     'docs/deploying/cpu.md',
     'docs/deploying/onnxruntime.md',
@@ -29,9 +30,9 @@ PAGES = (
     'docs/wrong/files.md',
     'docs/wrong/versions.md',
 )
-# What no two cores can run in minutes, or no machine without it: installing, slurm, and the whole
-# quickstart and suite, which are run as they are.
-ELSEWHERE = ('pip install', 'mim ', 'srun ', 'bash tools/')
+# What no two cores can run in minutes, or no machine without it: installing, slurm, downloads, and
+# the whole quickstart and suite, which are run as they are.
+ELSEWHERE = ('pip install', 'mim ', 'srun ', 'bash tools/', ' published ')
 # What a reader's paths stand for in the tiny project, and what is smaller in it.
 STANDS_FOR = (
     ('tools/', f'{ROOT}/tools/'),
