@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
@@ -30,6 +32,19 @@ class Detector(Protocol):
 def as_detector(detector: nn.Module) -> Detector:
     """``detector`` itself, to the type checker what it is beside a module."""
     return cast('Detector', detector)
+
+
+def installed_versions(modules: Iterable[str]) -> dict[str, str]:
+    """Versions of packages by the names that they are installed under.
+
+    Two lines of packages bring MMDetection's modules: ``mmdet`` and ``onedl-mmdetection``, say.
+
+    Args:
+        modules: What they are imported as; those that are not installed are left out.
+    """
+    names = metadata.packages_distributions()
+    found = {name for module in modules for name in names.get(module, ())}
+    return {name: metadata.version(name) for name in sorted(found)}
 
 
 def _history_method(owner: Any, name: str) -> Any:

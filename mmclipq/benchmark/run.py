@@ -6,12 +6,12 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .._compat import installed_versions
 from ..apis.mmdet_tools import check_device
 from ..backends import build_backend
 from ..detector import Int8Detector, plain_samples
@@ -52,12 +52,7 @@ class Platform:
 
     def machine(self) -> dict[str, Any]:
         """What the figures are measured on."""
-        versions = {}
-        for name in _PACKAGES:
-            try:
-                versions[name] = metadata.version(name)
-            except metadata.PackageNotFoundError:
-                continue
+        versions = installed_versions(_PACKAGES)
         instructions = os.environ.get('ONEDNN_MAX_CPU_ISA', 'all')
         processors = {'processors': os.cpu_count(), 'instructions': instructions}
         return {**self.about, **processors, 'versions': versions}

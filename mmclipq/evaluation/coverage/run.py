@@ -11,19 +11,18 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import mmdet
 from tqdm import tqdm
 
+from ..._compat import installed_versions
 from ...errors import ClipQError
 from ...version import __version__
 from .outcome import Outcome, Settings
 from .worker import write
 
-_PACKAGES = ('torch', 'mmcv', 'mmdet', 'mmengine')
 _PATIENCE = 10
 """Times as long as the processor may be busy with a detector it may wait for other work."""
 
@@ -31,7 +30,7 @@ _PATIENCE = 10
 def made_with(settings: Settings) -> dict[str, Any]:
     """What outcomes depend on beside the detectors: versions, machine and settings."""
     versions = {'mmclipq': __version__, 'python': platform.python_version()}
-    versions |= {name: metadata.version(name) for name in _PACKAGES}
+    versions |= installed_versions(('torch', 'mmcv', 'mmdet', 'mmengine'))
     return {'versions': versions, 'machine': platform.machine(), 'settings': asdict(settings)}
 
 

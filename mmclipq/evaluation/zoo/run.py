@@ -10,19 +10,17 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from tqdm import tqdm
 
+from ..._compat import installed_versions
 from ...errors import ClipQError
 from ...version import __version__
 from .entries import Entry, is_address
 from .worker import FAILURE, ROW
-
-_PACKAGES = ('torch', 'mmcv', 'mmdet', 'mmengine')
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,8 @@ class Settings:
 
 def versions() -> dict[str, str]:
     """What was installed."""
-    return {'mmclipq': __version__, **{name: metadata.version(name) for name in _PACKAGES}}
+    libraries = installed_versions(('torch', 'mmcv', 'mmdet', 'mmengine'))
+    return {'mmclipq': __version__, **libraries}
 
 
 def _key(entry: Entry, settings: Settings) -> str:
