@@ -33,10 +33,8 @@ from .limits import LimitError, Limits
 from .shapes import result_shape, steps_of
 from .types import dtype_of
 
-_OF_BITS = frozenset({'operator.and_', 'operator.or_', 'operator.xor', 'operator.invert'})
-"""Functions that float32 does not have, without which PyTorch knows them."""
 _SMALL = 10**6
-"""Values of all inputs together up to which a step is tried on memory."""
+"""Values of all inputs and results together up to which a step is tried on memory."""
 
 
 class Unknown(Exception):
@@ -248,15 +246,16 @@ class Inference:
             return self._on_zeros(node, args, kwargs)
         self.work += counter.products
         if node.kind in ('function', 'method'):
-            self._check_dtypes(node, args, kwargs)
+            self._try_on_values(node, args, kwargs, result)
         return _mapped(result, lambda x: meta(x.shape, x.dtype))
 
-    def _check_dtypes(self, node: FloatCall, args: Any, kwargs: Any) -> None:
-        """Return if the step knows its inputs' dtypes, which tensors without memory do not tell."""
-        tensors = _tensors((args, kwargs), [MAX_ITEMS])
-        floats = all(x.dtype == torch.float32 for x in tensors)
-        floats &= not any(isinstance(x, bool) for x in args)
-        if (floats and node.target not in _OF_BITS) or sum(map(Tensor.numel, tensors)) > _SMALL:
+    def _try_on_values(self, node: FloatCall, args: Any, kwargs: Any, result: Any) -> None:
+        """Return if the step takes its arguments.
+
+        Without memory PyTorch accepts dtypes that an operator does not know, and axes that are not
+        there (softmax).
+        """
+        if sum(map(Tensor.numel, _tensors((args, kwargs, result), [3 * MAX_ITEMS]))) > _SMALL:
             return
         with torch.no_grad():
             try:

@@ -78,6 +78,7 @@ MISFITS = {
                               'y: found method sub'),
     'no axes': ((call('torch.sum', ir.Ref('image')), ir.Quantize('z', S8, 'y')), {},
                 "z: found 'y' without axes"),
+    'absent axis': ((call('softmax', ir.Ref('image'), 256, kind='method'),), {}, 'out of range'),
     'method of a list': ((call('split', 'a b', kind='method'),), {}, 'wanted a tensor'),
 }  # fmt: skip
 
