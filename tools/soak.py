@@ -114,7 +114,10 @@ def in_processes(number: int, *arguments: Any) -> list[dict]:
     context = multiprocessing.get_context('spawn')
     with context.Pool(number) as pool:
         jobs = [pool.apply_async(in_process, (*arguments, index == 0)) for index in range(number)]
-        return [job.get() for job in jobs]
+        found = [job.get() for job in jobs]
+        pool.close()
+        pool.join()  # so that they clean up, where the end of the pool would terminate them
+        return found
 
 
 def plot(reports: list[dict], path: str) -> None:
