@@ -11,6 +11,7 @@ from mmdet.models.roi_heads import StandardRoIHead
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from torch import Tensor, nn
 
+from .decoding import Decoder, find_decoder
 from .mixing import mix_in
 from .places import Chosen, ChosenPriors, gathered, showing
 from .rules import DenseHead, Rule, ends_early, find_rule, worth
@@ -36,6 +37,7 @@ class FastDenseHead:
     """
 
     fast_rule: Rule
+    fast_decoder: Decoder | None
     fast_settings: CurrentSettings
     test_cfg: Mapping[str, Any]
 
@@ -51,8 +53,12 @@ class FastDenseHead:
         sizes, *others = (tuple(tuple(x.shape[2:]) for x in kind) for kind in maps)
         if any(other != sizes for other in others):
             return stock(*maps, batch_img_metas=batch_img_metas, cfg=cfg, **options)
-        results: list = []
         settings = self.fast_settings.of(self.test_cfg)
+        if self.fast_decoder is not None:
+            found = self.fast_decoder(self, maps, batch_img_metas, settings, **options)
+            if found is not None:
+                return found
+        results: list = []
         for number, meta in enumerate(batch_img_metas):
             own = [[x[number].detach() for x in kind] for kind in maps]
             places = tuple(
@@ -115,6 +121,7 @@ def quicken_heads(detector: nn.Module) -> None:
             priors = vars(module)['prior_generator']
             vars(module).update(
                 fast_rule=rule,
+                fast_decoder=find_decoder(module),
                 fast_settings=CurrentSettings(ends_early(module)),
                 prior_generator=ChosenPriors(priors),
             )

@@ -13,6 +13,9 @@ from torch import Tensor
 Places = Tensor | None
 """Numbers of a level's places, row times width plus column, int64, ascending; None for all."""
 
+Sizes = tuple[tuple[int, int], ...]
+"""Height and width of each level."""
+
 _SHAPES = 16
 """Sets of map sizes whose priors are kept."""
 
@@ -26,7 +29,7 @@ class Chosen:
         places: The places.
     """
 
-    sizes: tuple[tuple[int, int], ...]
+    sizes: Sizes
     places: tuple[Places, ...]
 
 
@@ -74,17 +77,23 @@ class ChosenPriors:
         chosen = _CHOSEN.get()
         if chosen is None:
             return self.stock.grid_priors(featmap_sizes, *args, **kwargs)
-        key = chosen.sizes, args, tuple(sorted(kwargs.items()))
-        if key not in self._made:
-            while len(self._made) >= _SHAPES:
-                self._made.pop(next(iter(self._made)), None)
-            self._made[key] = self.stock.grid_priors(list(chosen.sizes), *args, **kwargs)
+        made = self.whole(chosen.sizes, *args, **kwargs)
         return [
             priors if places is None else _of_places(priors, height * width, places)
             for priors, (height, width), places in zip(
-                self._made[key], chosen.sizes, chosen.places, strict=True
+                made, chosen.sizes, chosen.places, strict=True
             )
         ]
+
+    def whole(self, sizes: Sizes, *args: Any, **kwargs: Any) -> list[Tensor]:
+        """Priors of all places, made once; not to be changed."""
+        key = sizes, args, tuple(sorted(kwargs.items()))
+        made = self._made.get(key)
+        if made is None:
+            while len(self._made) >= _SHAPES:
+                self._made.pop(next(iter(self._made)), None)
+            made = self._made[key] = self.stock.grid_priors(list(sizes), *args, **kwargs)
+        return made
 
 
 def _of_places(priors: Tensor, count: int, places: Tensor) -> Tensor:

@@ -12,16 +12,17 @@ from mmclipq.ops.cpu.library import why_unavailable
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / 'mmclipq' / 'ops' / 'csrc'
-FILES = 'select.cpp', 'nms.cpp', 'pixels.cpp'
+FILES = 'select.cpp', 'nms.cpp', 'pixels.cpp', 'candidates.cpp', 'assemble.cpp'
 RUN = """
 import ctypes, sys, pytest
-from mmclipq.ops.cpu import boxes, pixels
+from mmclipq.ops.cpu import boxes, heads, pixels
 from mmclipq.ops.cpu.library import library
 built, sanitized = library(), ctypes.CDLL(sys.argv[1])
-for name in ('clipq_select', 'clipq_nms', 'clipq_pixels'):
+names = 'select', 'nms', 'pixels', 'candidates', 'assemble'
+for name in [f'clipq_{name}' for name in names]:
     ours, theirs = getattr(sanitized, name), getattr(built, name)
     ours.restype, ours.argtypes = theirs.restype, theirs.argtypes
-boxes.library = pixels.library = lambda: sanitized
+boxes.library = heads.library = pixels.library = lambda: sanitized
 sys.exit(pytest.main(['-q', '-x', '-s', '-p', 'no:cacheprovider', '-m', 'not slow', *sys.argv[2:]]))
 """
 

@@ -53,6 +53,9 @@ def _declare(library: ctypes.CDLL) -> None:
     library.clipq_peak.restype, library.clipq_peak.argtypes = size, [size]
     library.clipq_set_threads.argtypes = [ctypes.c_int32]
     library.clipq_select.restype, library.clipq_select.argtypes = size, [pointer, pointer]
+    for name in ('clipq_candidates', 'clipq_assemble'):
+        step = getattr(library, name)
+        step.restype, step.argtypes = size, [pointer, pointer]
     library.clipq_pixels.argtypes = [pointer]
     library.clipq_nms.restype = size
     library.clipq_nms.argtypes = [

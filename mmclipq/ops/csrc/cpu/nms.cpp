@@ -4,7 +4,7 @@
 #include <exception>
 #include <vector>
 
-#include "api.h"
+#include "boxes.h"
 
 namespace {
 
@@ -29,8 +29,10 @@ CLIPQ_VECTORIZED void strike(const Box &box, const float *left, const float *top
   }
 }
 
-int64_t suppress(const float *boxes, const int64_t *order, int64_t count, float threshold,
-                 float offset, int64_t most, int64_t *kept) {
+}  // namespace
+
+int64_t clipq_suppress(const float *boxes, const int64_t *order, int64_t count, float threshold,
+                       float offset, int64_t most, int64_t *kept) {
   std::vector<float> sides(static_cast<size_t>(5 * count));
   std::vector<uint8_t> alive(static_cast<size_t>(count), 1);
   float *left = sides.data(), *top = left + count, *right = top + count;
@@ -50,14 +52,12 @@ int64_t suppress(const float *boxes, const int64_t *order, int64_t count, float 
   return found;
 }
 
-}  // namespace
-
 // `boxes` (n, 4), corners; `order` their numbers, the largest score first. Writes the numbers of those
 // that stay, at most `most`, and returns how many, or -1 without memory.
 CLIPQ_API int64_t clipq_nms(const float *boxes, const int64_t *order, int64_t count,
                             float threshold, float offset, int64_t most, int64_t *kept) {
   try {
-    return suppress(boxes, order, count, threshold, offset, most, kept);
+    return clipq_suppress(boxes, order, count, threshold, offset, most, kept);
   } catch (const std::exception &) {
     return -1;
   }

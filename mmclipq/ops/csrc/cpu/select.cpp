@@ -5,20 +5,7 @@
 #include <exception>
 #include <vector>
 
-#include "api.h"
-
-// One map of one image. A place has `groups` groups (anchors) of `channels` scores; strides in items.
-struct ClipqSelect {
-  const float *scores;
-  int64_t places, place_stride, channel_stride;
-  int64_t groups, group_stride, channels;
-  float threshold;
-  int32_t background;  // whether the channel behind a group's last is the background's logit
-  int64_t most;        // scores that count: as many as this, the largest, and their equals; 0 for all
-  const float *gate;   // one more logit for each group, or null
-  int64_t gate_place_stride, gate_group_stride;
-  float gate_threshold;
-};
+#include "boxes.h"
 
 namespace {
 
@@ -45,15 +32,6 @@ CLIPQ_VECTORIZED int64_t count_reaching(const float *scores, int64_t count, floa
   int32_t found = 0;
   for (int64_t i = 0; i < count; ++i) found += reaches(scores[i], threshold);
   return found;
-}
-
-// A score's place among all is known after rounding alone: two logits may share one score in float32,
-// and a sigmoid's last bits are not everywhere the same. So much less still counts as equal.
-float lowered(float logit) {
-  constexpr double kSlack = 1e-6;
-  const double score = 1.0 / (1.0 + std::exp(-static_cast<double>(logit))) * (1.0 - kSlack);
-  const double lower = std::log(score / (1.0 - score));
-  return std::min(logit, std::nextafter(static_cast<float>(lower), -INFINITY));
 }
 
 // All scores as rows of consecutive ones: each (place, group), or each (group, channel).
@@ -125,7 +103,7 @@ float raised(const ClipqSelect &s) {
   collect(s, guess, found);
   if (static_cast<int64_t>(found.size()) <= s.most) return s.threshold;  // NaN counted, too
   std::nth_element(found.begin(), found.begin() + s.most - 1, found.end(), std::greater<>());
-  return std::max(s.threshold, lowered(found[s.most - 1]));
+  return std::max(s.threshold, clipq_lowered(found[s.most - 1]));
 }
 
 bool open(const ClipqSelect &s, int64_t place, int64_t group) {
@@ -134,7 +112,33 @@ bool open(const ClipqSelect &s, int64_t place, int64_t group) {
                  s.gate_threshold);
 }
 
-void select(const ClipqSelect &s, std::vector<uint8_t> &marks) {
+// PyTorch computes elementwise functions for groups of 32 and for what is left over at the end in two
+// ways, which can round differently. So the places at the end are always taken, and some that cannot
+// hold a box, until as many are left over as were.
+void align(std::vector<uint8_t> &marks) {
+  constexpr int64_t kGroup = 32;
+  const int64_t places = static_cast<int64_t>(marks.size());
+  const int64_t tail = std::min(places, places % kGroup + kGroup);
+  std::fill(marks.end() - tail, marks.end(), uint8_t{1});
+  int64_t count = std::count(marks.begin(), marks.end(), uint8_t{1});
+  for (int64_t place = 0; place < places && (places - count) % kGroup != 0; ++place) {
+    count += !marks[place];
+    marks[place] = 1;
+  }
+}
+
+}  // namespace
+
+// A score's place among all is known after rounding alone: two logits may share one score in float32,
+// and a sigmoid's last bits are not everywhere the same. So much less still counts as equal.
+float clipq_lowered(float logit) {
+  constexpr double kSlack = 1e-6;
+  const double score = 1.0 / (1.0 + std::exp(-static_cast<double>(logit))) * (1.0 - kSlack);
+  const double lower = std::log(score / (1.0 - score));
+  return std::min(logit, std::nextafter(static_cast<float>(lower), -INFINITY));
+}
+
+float clipq_mark_places(const ClipqSelect &s, std::vector<uint8_t> &marks) {
   const float threshold = raised(s);
   const bool plain = s.gate == nullptr && !s.background;
   marks.assign(static_cast<size_t>(s.places), 0);
@@ -166,30 +170,14 @@ void select(const ClipqSelect &s, std::vector<uint8_t> &marks) {
       }
     }
   }
+  return threshold;
 }
-
-// PyTorch computes elementwise functions for groups of 32 and for what is left over at the end in two
-// ways, which can round differently. So the places at the end are always taken, and some that cannot
-// hold a box, until as many are left over as were.
-void align(std::vector<uint8_t> &marks) {
-  constexpr int64_t kGroup = 32;
-  const int64_t places = static_cast<int64_t>(marks.size());
-  const int64_t tail = std::min(places, places % kGroup + kGroup);
-  std::fill(marks.end() - tail, marks.end(), uint8_t{1});
-  int64_t count = std::count(marks.begin(), marks.end(), uint8_t{1});
-  for (int64_t place = 0; place < places && (places - count) % kGroup != 0; ++place) {
-    count += !marks[place];
-    marks[place] = 1;
-  }
-}
-
-}  // namespace
 
 // Writes the numbers of the places, ascending, and returns how many, or -1 without memory.
 CLIPQ_API int64_t clipq_select(const ClipqSelect *spec, int64_t *found) {
   try {
     static thread_local std::vector<uint8_t> marks;
-    select(*spec, marks);
+    clipq_mark_places(*spec, marks);
     align(marks);
     int64_t count = 0;
     for (int64_t place = 0; place < spec->places; ++place) {
