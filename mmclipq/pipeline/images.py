@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -11,6 +10,7 @@ import torch
 from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.models.utils import samplelist_boxtype2tensor
 from mmengine.model import ImgDataPreprocessor
+from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from .. import fixed_point as fp
@@ -49,6 +49,10 @@ class PixelCodes:
     def _encoded(values: Tensor, kind: TensorType) -> Tensor:
         return fp.encode(values.cpu(), kind.range_exponent, kind.signed, offset=kind.offset)
 
+    def padded(self, size: int) -> int:
+        """Rows or columns of an image with its padding to the preprocessor's divisor."""
+        return -(-size // self._divisor) * self._divisor
+
     def fits(self, images: Any) -> TypeGuard[Sequence[Tensor]]:
         """Whether ``images`` is a list of 8-bit images with the channels of the tables."""
         if not isinstance(images, (list, tuple)) or not images:
@@ -66,10 +70,7 @@ class PixelCodes:
     def __call__(self, images: Sequence[Tensor]) -> Tensor:
         """Codes of images ``(C, H, W)`` of any sizes: int8 or uint8 ``(N, C, H', W')``, channels
         last in memory, padded to the largest height and width and the preprocessor's divisor."""
-        height, width = (
-            math.ceil(max(x.shape[axis] for x in images) / self._divisor) * self._divisor
-            for axis in (1, 2)
-        )
+        height, width = (self.padded(max(x.shape[axis] for x in images)) for axis in (1, 2))
         codes = torch.empty(
             len(images), len(self.tables), height, width,
             dtype=self.tables.dtype, memory_format=torch.channels_last,
@@ -77,6 +78,31 @@ class PixelCodes:
         for image, out in zip(images, codes, strict=True):
             pixels_to_codes(image, self.tables, self.source, self.padding, out)
         return codes
+
+
+_FIXED = int, float, str, bool, type(None)
+
+
+def copied(element: Any) -> Any:
+    """What ``element.to('cpu')`` gives of a data sample, without its costs: new objects around the
+    same tensors, and copies of metadata that can change."""
+    kind: Any = type(element)
+    if not isinstance(element, BaseDataElement) or not (
+        kind.to is BaseDataElement.to and kind.new is BaseDataElement.new
+    ):
+        return element.to('cpu') if hasattr(element, 'to') else element
+    new = kind.__new__(kind)
+    for name, value in vars(element).items():
+        if name in element._data_fields:
+            value = copied(value)
+        elif isinstance(value, set):  # names of fields
+            value = set(value)
+        elif not isinstance(value, _FIXED) and not (
+            type(value) is tuple and all(isinstance(x, _FIXED) for x in value)
+        ):
+            value = copy.deepcopy(value)
+        vars(new)[name] = value
+    return new
 
 
 class FastPreprocessor:
@@ -94,13 +120,18 @@ class FastPreprocessor:
         stock: Any = super()
         if training or not self.pixel_codes.fits(images):
             return stock.forward(data, training)
-        shapes = stock._get_pad_shape(data)
-        samples = stock.cast_data(data.get('data_samples'))
+        samples = data.get('data_samples')
+        if self.device.type == 'cpu' and isinstance(samples, list):  # type: ignore[attr-defined]
+            samples = [copied(sample) for sample in samples]
+        else:
+            samples = stock.cast_data(samples)
         codes = self.pixel_codes(images)
         if samples is not None:
             size = tuple(codes.shape[2:])
-            for sample, shape in zip(samples, shapes, strict=True):
-                sample.set_metainfo({'batch_input_shape': size, 'pad_shape': shape})
+            for sample, image in zip(samples, images, strict=True):
+                shape = tuple(map(self.pixel_codes.padded, image.shape[1:]))
+                sample.set_field(size, 'batch_input_shape', field_type='metainfo')
+                sample.set_field(shape, 'pad_shape', field_type='metainfo')
             if self.boxtype2tensor:  # type: ignore[attr-defined]
                 samplelist_boxtype2tensor(samples)
         return {'inputs': codes, 'data_samples': samples}
@@ -110,7 +141,9 @@ def takes_pixels(preprocessor: Any) -> bool:
     """Whether a detector's preprocessor does what :class:`PixelCodes` does, and nothing else."""
     if not isinstance(preprocessor, DetDataPreprocessor):
         return False
-    kind = type(preprocessor)
-    if kind.forward is not DetDataPreprocessor.forward or preprocessor.pad_size_divisor < 1:
+    names = 'forward', 'cast_data', '_get_pad_shape'
+    if any(getattr(type(preprocessor), n) is not getattr(DetDataPreprocessor, n) for n in names):
+        return False
+    if preprocessor.pad_size_divisor < 1:
         return False
     return not preprocessor._enable_normalize or len(preprocessor.mean) == _CHANNELS

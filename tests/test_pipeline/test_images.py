@@ -1,9 +1,12 @@
 """Codes straight from pixels: those of the stock preprocessor's images, on every backend."""
 
+import numpy as np
 import pytest
 import torch
 from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import HorizontalBoxes
+from mmengine.structures import InstanceData
 from torch import nn
 
 from mmclipq import fixed_point as fp
@@ -12,7 +15,7 @@ from mmclipq.backends.base import find_entry
 from mmclipq.graph import ir
 from mmclipq.graph.types import TensorType
 from mmclipq.ops.cpu.library import why_unavailable
-from mmclipq.pipeline.images import FastPreprocessor, PixelCodes, takes_pixels
+from mmclipq.pipeline.images import FastPreprocessor, PixelCodes, copied, takes_pixels
 from mmclipq.pipeline.mixing import mix_in
 
 pytestmark = pytest.mark.skipif(bool(why_unavailable()), reason='no compiled CPU operators')
@@ -83,6 +86,28 @@ def test_samples_are_told_as_by_the_stock_preprocessor():
     told = [[sample.metainfo for sample in result['data_samples']] for result in results]
     assert told[0] == told[1]
     assert quick({'inputs': given})['data_samples'] is None
+
+
+def test_samples_are_copied_as_the_stock_preprocessor_does():
+    given = samples(1)[0]
+    given.gt_instances = InstanceData(
+        bboxes=HorizontalBoxes(torch.rand(3, 4)), labels=torch.ones(3)
+    )
+    given.set_metainfo({'path': ['a'], 'array': np.zeros(2)})
+    found, wanted = copied(given), given.to('cpu')
+    assert set(found.all_keys()) == set(wanted.all_keys())
+    assert found.metainfo_keys() == wanted.metainfo_keys()
+    assert torch.equal(found.gt_instances.bboxes.tensor, given.gt_instances.bboxes.tensor)
+    found.gt_instances.bboxes = found.gt_instances.bboxes.tensor
+    found.path.append('b')
+    np.add(found.array, 1, out=found.array)
+    found.set_metainfo({'more': 1})
+    found.pred_instances = InstanceData()
+    assert isinstance(given.gt_instances.bboxes, HorizontalBoxes)
+    assert given.path == ['a']
+    assert not given.array.any()
+    assert 'more' not in given
+    assert 'pred_instances' not in given
 
 
 @pytest.mark.parametrize(
