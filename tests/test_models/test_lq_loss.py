@@ -1,5 +1,7 @@
 """The Lq loss: its value and its gradient 2*lambda*(w - C(w)), exactly, and what it leaves out."""
 
+import math
+
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -7,8 +9,10 @@ from torch import nn
 
 from mmclipq.errors import ClipQError
 from mmclipq.layers import ClipConv, ClipLinear
-from mmclipq.models.losses import LqLoss
+from mmclipq.models.losses import LqLoss, lq_loss
 from mmclipq.models.losses.lq_loss import lq_target
+from mmclipq.ops.cpu.library import why_unavailable
+from mmclipq.ops.cpu.lq import lq_sum
 from mmclipq.prepare import clip_layers, prepare_model
 
 # Range +-1, so steps of 1/128: on the grid, mid-points (down and up to even), below one step, at
@@ -160,3 +164,43 @@ def test_builds_from_a_config():
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ClipQError, match=f'LqLoss: found .*{message}'):
         LqLoss(**options)
+
+
+@TARGETS
+@pytest.mark.parametrize('exponent', [-6, 0, 3])
+@pytest.mark.skipif(bool(why_unavailable()), reason='no compiled CPU operators')
+def test_compiled_passes_are_those_of_pytorch(target, constant, exponent, monkeypatch):
+    """The same gradient; the sum as close to the exact one as its squares in float32 allow."""
+    generator = torch.Generator().manual_seed(exponent)
+    weight = torch.randn(70001, generator=generator) * 2.0 ** (exponent - 1)
+    weight[:10] = torch.tensor(WEIGHTS) * 2.0**exponent
+    weight[10:13] = torch.tensor([1e30, float('-inf'), 0.0])
+    both = []
+    for compiled in (True, False):
+        if not compiled:
+            monkeypatch.setattr(lq_loss, '_compiled', lambda weight: False)
+        given = weight.clone().requires_grad_()
+        (lq_loss._SquaredDistance.apply(given, exponent, target) * 0.3).backward()
+        finite = weight[13:].clone()
+        loss = lq_loss._SquaredDistance.apply(finite, exponent, target)
+        both.append((given.grad, float(loss)))
+    assert torch.equal(both[0][0], both[1][0])
+    exact = (finite - lq_target(finite, exponent, target)).double().square().sum()
+    assert abs(both[0][1] / float(exact) - 1) < 2e-7
+    assert abs(both[1][1] / float(exact) - 1) < 2e-6
+
+
+@pytest.mark.skipif(bool(why_unavailable()), reason='no compiled CPU operators')
+@pytest.mark.parametrize('count', [1, 15, 16, 17, 1007, 1008, 1009, 65536, 65537])
+def test_no_weight_is_left_out_and_threads_do_not_matter(count):
+    weight = torch.full((count,), 0.5 / 128)
+    weight[-1] = float('nan')
+    sums = [lq_sum(weight, 0, True)]
+    weight[-1] = 0.25 / 128
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        sums.append(lq_sum(weight, 0, True) * 128**2)
+    torch.set_num_threads(before)
+    assert math.isnan(sums[0])
+    assert sums[1] == sums[2] == (count - 1) / 4 + 1 / 16

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from ... import fixed_point as fp
 from ...errors import ClipQError
 from ...layers import ClipMixin
+from ...ops.cpu.library import why_unavailable
+from ...ops.cpu.lq import lq_gradient, lq_sum
 from ...registry import MODELS
 
 TARGETS = ('grid', 'clip')
@@ -35,13 +37,25 @@ def _distance(weight: Tensor, exponent: int, target: str, out: Tensor | None = N
     return scaled.sub_(scaled.round().clamp_(*fp.code_range()))
 
 
+def _compiled(weight: Tensor) -> bool:
+    """Whether the compiled operators read ``weight``."""
+    plain = weight.device.type == 'cpu' and weight.dtype == torch.float32
+    return plain and weight.is_contiguous() and not why_unavailable()
+
+
 class _SquaredDistance(torch.autograd.Function):
-    """``sum((w - C(w))**2)`` with ``C(w)`` constant; recomputes ``C(w)`` rather than keep it."""
+    """``sum((w - C(w))**2)`` with ``C(w)`` constant; recomputes ``C(w)`` rather than keep it.
+
+    Compiled, each way is one pass over the weights; the same gradient, and a sum that is closer to
+    the exact one.
+    """
 
     @staticmethod
     def forward(ctx, weight, exponent, target):
         ctx.save_for_backward(weight)
         ctx.arguments = exponent, target
+        if _compiled(weight):
+            return weight.new_tensor(lq_sum(weight, exponent, target == 'grid'))
         distances = (_distance(w, exponent, target) for w in _blocks(weight))
         return torch.stack([d.square_().sum() for d in distances]).sum() * fp.step(exponent) ** 2
 
@@ -50,8 +64,12 @@ class _SquaredDistance(torch.autograd.Function):
         (weight,) = ctx.saved_tensors
         gradient = torch.empty_like(weight, memory_format=torch.contiguous_format)
         exponent, target = ctx.arguments
+        factor = 2 * fp.step(exponent) * grad
+        if _compiled(weight):
+            lq_gradient(weight, exponent, target == 'grid', float(factor), gradient)
+            return gradient, None, None
         for part, w in zip(_blocks(gradient), _blocks(weight), strict=True):
-            _distance(w, exponent, target, out=part).mul_(2 * fp.step(exponent) * grad)
+            _distance(w, exponent, target, out=part).mul_(factor)
         return gradient, None, None
 
 

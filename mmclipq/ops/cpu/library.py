@@ -57,6 +57,8 @@ def _declare(library: ctypes.CDLL) -> None:
         step = getattr(library, name)
         step.restype, step.argtypes = size, [pointer, pointer]
     library.clipq_pixels.argtypes = [pointer]
+    library.clipq_lq_sum.restype, library.clipq_lq_sum.argtypes = ctypes.c_double, [pointer]
+    library.clipq_lq_gradient.argtypes = [pointer, ctypes.c_float, pointer]
     library.clipq_nms.restype = size
     library.clipq_nms.argtypes = [
         pointer, pointer, size, ctypes.c_float, ctypes.c_float, size, pointer
