@@ -2,7 +2,8 @@
 """Time a detector in every runtime at hand, in turn, in one run.
 
 With --images it is the whole way from encoded images to boxes, with a trained checkpoint: decoding,
-resizing, normalizing, the network, boxes, each stage's time, in float and in int8.
+resizing, normalizing, the network, boxes, each stage's time, in float and in int8. With --sweep as
+well, curves of mmclipq alone: throughput over threads and batch sizes, cost over sizes and boxes.
 
 Else compared are the dense part (backbone, neck, dense head) at each number of threads and each
 batch size, RoIAlign with the box heads of a two-stage detector, the way from an image tensor to
@@ -53,6 +54,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument('--peers', help='names separated by commas (default: all)')
     parser.add_argument('--json', type=Path, help='file for the figures')
     parser.add_argument('--chart', type=Path, help='PNG file for bars of the times')
+    parser.add_argument('--sweep', type=Path, help='PNG file for curves, with --images')
     parser.add_argument('--start', nargs=2, help=argparse.SUPPRESS)  # peer and file, in a child
     return parser.parse_args(arguments)
 
@@ -79,6 +81,10 @@ def main(arguments: list[str]) -> None:
         check_out(args.json, '.json')
     if args.chart:
         check_out(args.chart, '.png')
+    if args.sweep:
+        check_out(args.sweep, '.png')
+        if not args.images:
+            raise ClipQError('--sweep: found no --images, wanted a folder of images')
 
     import torch
     from mmengine.config import Config
@@ -98,7 +104,7 @@ def main(arguments: list[str]) -> None:
         if args.threads:
             raise ClipQError(f'--threads: found it with --device {args.device}, wanted it on a CPU')
         threads = threads[-1:]
-    for path in (args.json, args.chart):
+    for path in (args.json, args.chart, args.sweep):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
     if args.images:
@@ -173,6 +179,9 @@ def time_images(args, platform, wanted, cfg, threads):
     encoded, ready = read_images(args.images, IMAGES, stock, pipeline)
     subject = Subject(cfg, stock, model, quantize(model, ready), ready)
     figures = {'machine': platform.machine(), 'images': len(encoded), 'ways': []}
+    if args.sweep:
+        figures['curves'] = time_curves(args, platform, subject, encoded, threads)
+        return figures
     with tempfile.TemporaryDirectory() as folder:
         files = save_files(platform, wanted, subject, Path(folder))
         for count in threads:
@@ -185,6 +194,22 @@ def time_images(args, platform, wanted, cfg, threads):
             rows = [row.as_dict() for row in times]
             figures['ways'].append({'threads': count, 'rows': rows, 'left_out': left})
     return figures
+
+
+def time_curves(args, platform, subject, encoded, threads):
+    """Draw curves of mmclipq; returns them for JSON."""
+    from mmclipq.benchmark.run import save_files
+    from mmclipq.benchmark.sweep import draw_curves, sweep
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = save_files(platform, ['mmclipq'], subject, Path(folder))
+        curves = sweep(files['mmclipq'], subject.cfg, encoded, threads, args.rounds)
+    for curve in curves:
+        points = ', '.join(f'{x:g}: {y:.4g}' for x, y in zip(curve.x, curve.y, strict=True))
+        print(f'{curve.panel}, {curve.name}: {points}')
+    draw_curves(curves, args.sweep, f'{Path(args.config).stem}, {threads[-1]} threads')
+    print(f'{args.sweep}: written')
+    return [curve.as_dict() for curve in curves]
 
 
 def time_starts(args, platform, files, threads):
