@@ -21,8 +21,8 @@ from ..errors import ClipQError
 from ..graph.ir import FloatCall, Int8Graph, TensorType
 from ..lowering.capture import Captured, CaptureError, called_layers, capture, evaluating
 from ..lowering.execution import Execution
-from ..lowering.measured import Energies
 from ..lowering.module_parts import ModuleParts
+from ..lowering.moments import Moments
 from ..lowering.part import Lowering
 from ..prepare import (
     clip_layers,
@@ -130,7 +130,7 @@ class CalibrationSession:
         self.modules = ModuleParts(model)
         self.first: tuple[Tensor, list[DetDataSample]] | None = None
         self.held = Reservoir()
-        self.energies: dict[str, Energies] = {}
+        self.moments: dict[str, Moments] = {}
 
     @property
     def parts(self) -> dict[str, Lowering]:
@@ -250,18 +250,18 @@ class CalibrationSession:
         for name, part in self.parts.items():
             part.use(found[name])
 
-    def measure_energies(self) -> None:
-        """Measure on the held images what the inputs of layers are, for :meth:`weigh`."""
-        self.energies = {name: part.energies() for name, part in self.parts.items()}
-        self.look_again(self.energies, 'energies of inputs')
+    def measure_moments(self) -> None:
+        """Measure on the held images how inputs of layers belong together, for :meth:`weigh`."""
+        self.moments = {name: part.moments() for name, part in self.parts.items()}
+        self.look_again(self.moments, 'moments of inputs')
 
     def weigh(self, rate: float) -> None:
-        """Let codes of weights cost least in error plus ``rate`` times their bits.
+        """Let codes of weights cost little in error plus ``rate`` times their bits.
 
-        Until what was measured is forgotten; :meth:`measure_energies` comes before.
+        Until what was measured is forgotten; :meth:`measure_moments` comes before.
         """
         for name, part in self.parts.items():
-            part.weigh(self.energies[name], rate)
+            part.weigh(self.moments[name], rate)
 
     def choose(self, options: CalibrationOptions, left: Mapping[str, str] | None = None) -> None:
         """Choose the range of every tensor with codes, and what biases take back.

@@ -75,6 +75,22 @@ def _chosen(scaled: Tensor, error: Tensor, rate: float) -> tuple[Tensor, Tensor]
     return codes, least.sum(1)
 
 
+def chosen_codes(scaled: Tensor, error: Tensor, bits: Tensor, most: Tensor) -> Tensor:
+    """Of the nearest code, its neighbour towards zero and zero the one of least cost, float32.
+
+    Args:
+        scaled: Weights in steps, any shape.
+        error: What a squared difference of one step counts, of that shape.
+        bits: What the codes -128 to 127 cost, of that shape and ``(256,)`` more.
+        most: Largest magnitude of a code, of that shape.
+    """
+    nearest = scaled.round().clamp(-most, most)
+    tried = torch.stack([nearest, nearest - nearest.sign(), torch.zeros_like(nearest)], -1)
+    cost = (tried - scaled[..., None]).square_().mul_(error[..., None])
+    cost += bits.gather(-1, (tried + _HALF).long())
+    return tried.gather(-1, cost.argmin(-1, keepdim=True))[..., 0]
+
+
 def rated_codes(
     weight: Tensor, importance: Tensor, rate: float, upper: int | None = None
 ) -> tuple[Tensor, Tensor]:

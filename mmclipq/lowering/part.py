@@ -19,7 +19,8 @@ from ..graph import ir
 from .capture import evaluating
 from .execution import Execution
 from .lower import Emitter
-from .measured import Energies, MeanErrors, OutputErrors, near_ranges
+from .measured import MeanErrors, OutputErrors, near_ranges
+from .moments import Moments
 from .plan import PRODUCTS, Unit, make_plan
 from .ranges import RangeGroup, Recorder, choose_types, range_groups
 from .simulation import Simulation
@@ -143,13 +144,15 @@ class Lowering:
             if (best := errors.best(group, own)) is not None:
                 self.chosen[group.key] = best
 
-    def energies(self) -> Energies:
-        """An execution that measures the energies of layers' inputs, for :meth:`weigh`."""
-        return Energies(self.module, self.plan)
+    def moments(self) -> Moments:
+        """An execution that measures second moments of layers' inputs, for :meth:`weigh`."""
+        return Moments(self.module, self.plan)
 
-    def weigh(self, measured: Energies, rate: float) -> None:
-        """Let codes of weights cost least in error plus ``rate`` times their bits."""
-        self.weights = WeightCodes(measured.energies, rate)
+    def weigh(self, measured: Moments, rate: float) -> None:
+        """Let codes of weights cost little in error, which later ones take back, plus ``rate``
+        times their bits.
+        """
+        self.weights = WeightCodes(measured.energies, rate, measured.blocks)
 
     def choose(
         self,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from .. import fixed_point as fp
+from ..calibration.compensation import Block, compensated_codes
 from ..calibration.range_search import weight_exponents
 from ..calibration.rate import rated_codes
 from ..layers import ClipConvTranspose
@@ -23,11 +24,19 @@ class WeightCodes:
             the weights that of the layer's output; layers that are not named count all the same.
         rate: What a bit of a code costs, as a share of the energy of its layer's output; zero for
             the codes with the least error.
+        blocks: How errors of a layer's weights make up for each other, by its path; None for those
+            where each counts alone.
     """
 
-    def __init__(self, energies: Mapping[str, Tensor] | None = None, rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        energies: Mapping[str, Tensor] | None = None,
+        rate: float = 0.0,
+        blocks: Callable[[str], Sequence[Block] | None] = lambda path: None,
+    ) -> None:
         self._energies = energies or {}
         self.rate = rate
+        self._blocks = blocks
         self._found: dict[str, tuple[Tensor, Tensor]] = {}
 
     def of(self, unit: Unit) -> tuple[Tensor, Tensor]:
@@ -45,25 +54,30 @@ class WeightCodes:
             importance = self._importance(unit, weight)
             if self.rate:
                 fp.check_finite(weight, name)
-                share = self._share(unit, weight, importance)
-                found = rated_codes(weight, share, self.rate, layer.weight_exponent)
+                found = self._rated(unit, weight, importance)
             else:
                 exponents = weight_exponents(weight, layer.weight_exponent, name, importance)
                 found = fp.encode(weight, exponents, axis=0), exponents
             self._found[path] = found
         return self._found[path]
 
-    @staticmethod
-    def _share(unit: Unit, weight: Tensor, importance: Tensor | None) -> Tensor:
-        """What a weight's squared error is of the energy of the layer's output behind its norm.
+    def _rated(
+        self, unit: Unit, weight: Tensor, importance: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Codes and exponents with the least error plus rate times bits.
 
-        Products with different inputs count as independent of each other.
+        An error counts as the share of the energy of the layer's output behind its norm, inputs
+        taken as independent of each other.
         """
-        scale = fold_norm(unit.clipped, unit.norm)[0].float().square()
-        scale = scale.view(-1, *[1] * (weight.dim() - 1))
-        counts = scale * (torch.ones(()) if importance is None else importance)
+        share = fold_norm(unit.clipped, unit.norm)[0].float().square()
+        wide = share.view(-1, *[1] * (weight.dim() - 1))
+        counts = wide * (torch.ones(()) if importance is None else importance)
         energy = float((weight.square() * counts).sum(dtype=torch.float64))
-        return counts / max(energy, 1e-30)
+        energy = max(energy, 1e-30)
+        upper = unit.clipped.weight_exponent
+        if (blocks := self._blocks(unit.target)) is not None:
+            return compensated_codes(weight, blocks, share / energy, self.rate, upper)
+        return rated_codes(weight, counts / energy, self.rate, upper)
 
     def _importance(self, unit: Unit, weight: Tensor) -> Tensor | None:
         energy = self._energies.get(unit.target)

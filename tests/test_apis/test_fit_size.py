@@ -1,5 +1,7 @@
 """Files of a wanted size, which load and hold the codes that were chosen."""
 
+import math
+
 import pytest
 import torch
 
@@ -31,9 +33,9 @@ def fitted(session, cfg, share, compress='fast'):
 
 
 def test_a_file_is_as_large_as_it_may_be_and_loads(session, cfg, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, '_CLOSE', 0.1)  # fewer tries
+    monkeypatch.setattr(module, '_CLOSE', 0.25)  # fewer tries
     found = fitted(session, cfg, 0.16)
-    assert 0.9 * found.wanted < found.size <= found.wanted
+    assert 0.75 * found.wanted < found.size <= found.wanted
     quantized = session.finish(OPTIONS)
     path = tmp_path / 'a.clipq'
     assert save_int8(path, session.model, quantized, cfg, {}) == found.size
@@ -43,14 +45,46 @@ def test_a_file_is_as_large_as_it_may_be_and_loads(session, cfg, tmp_path, monke
     load_int8(path)
 
 
-def test_a_size_that_asks_for_nothing_is_found_at_once(session, cfg):
-    found = fitted(session, cfg, 2.0)
-    assert found.tries == 1
+class Session:
+    """Its sizes fall with the rate as those of files do, down to what zeros take."""
+
+    moments = 0
+
+    def measure_moments(self):
+        self.moments += 1
+
+    def weigh(self, rate):
+        self.octave = math.log2(rate)
+
+    def finish(self, options):
+        return round(2 + 1000 / (1 + 2 ** ((self.octave + 25) / 3)))
 
 
-def test_a_size_that_no_rate_gives(session, cfg):
-    with pytest.raises(ClipQError, match=r'--size: found \d+ bytes even with weights of zero'):
-        fitted(session, cfg, 1e-4)
+@pytest.mark.parametrize('wanted', [30, 300, 600, 950])
+def test_few_files_are_made(wanted):
+    session = Session()
+    found = fit_size(session, OPTIONS, wanted, lambda size: size)
+    assert 0.95 * wanted < found.size <= wanted
+    assert session.finish(OPTIONS) == found.size
+    assert (found.tries, session.moments) == (pytest.approx(5, abs=3), 1)
+    assert session.octave == math.log2(found.rate)
+
+
+def test_a_size_that_asks_for_nothing_has_the_finest_codes():
+    assert fit_size(Session(), OPTIONS, 5000, lambda size: size).rate == 2.0**-40
+
+
+def test_known_sizes_are_not_made_again(monkeypatch):
+    known, session = {}, Session()
+    first = fit_size(session, OPTIONS, 300, lambda size: size, known)
+    assert len(known) == first.tries
+    monkeypatch.setattr(session, 'finish', None)
+    assert fit_size(session, OPTIONS, 300, None, known) == first
+
+
+def test_a_size_that_weights_of_zero_do_not_have():
+    with pytest.raises(ClipQError, match=r'--size: found 5 bytes even with weights of zero'):
+        fit_size(Session(), OPTIONS, 4, lambda size: size)
 
 
 def test_the_dense_form_of_a_detector(session, cfg, tmp_path):

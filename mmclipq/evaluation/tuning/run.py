@@ -78,7 +78,7 @@ def export_tuned(
         others.check('--max-drop')
     session = calibrate(model, batches, cfg.get('clipq'))
     mark = fingerprint(
-        model, options, search, size, held_images, [str(part) for part in draw], cfg.model
+        model, options, search, size, compress, held_images, [str(part) for part in draw], cfg.model
     )
     progress = Progress(out.with_name(f'{out.name}.progress'), mark)
     if progress.resumed:
@@ -91,7 +91,9 @@ def export_tuned(
     meta = dataset_meta(content)
     if size is not None:
         wanted = size * float_bytes(model)
-        yield fit_size(session, options, wanted, lambda q: int8_size(model, q, cfg, meta, compress))
+        yield fit_size(
+            session, options, wanted, lambda q: int8_size(model, q, cfg, meta, compress), progress
+        )
     if max_drop is None:
         quantized = session.finish(options)
     else:
