@@ -12,7 +12,7 @@ from mmengine.config import Config, ConfigDict
 from .. import base_config
 from ..calibration.options import OPTION_NAMES, CalibrationOptions
 from ..errors import ClipQError
-from ..models.losses import LqLoss
+from ..models.losses import BitsLoss, LqLoss
 from ..prepare import check_options, check_rule
 
 DEFAULTS: dict[str, Any] = {
@@ -25,11 +25,13 @@ DEFAULTS: dict[str, Any] = {
     'observe_iters': 8,
     'percentile': 99.99,
     'lq': {'loss_weight': 0.1},
+    'bits': None,
     'int8': {},
 }
 """Options of the ``clipq`` section of a config and their defaults."""
 
 _LQ = frozenset(inspect.signature(LqLoss).parameters)
+_BITS = frozenset(inspect.signature(BitsLoss).parameters)
 _INT8 = frozenset({'calib_images', 'calib_seed', *OPTION_NAMES})
 _TRAINING_HOOK = 'ClipQHook'
 
@@ -62,6 +64,7 @@ def clipq_options(section: Mapping[str, Any] | None, **overrides: Any) -> dict[s
     for rule in options['rules']:
         check_rule(rule)
     _check_names(options['lq'] or {}, _LQ, 'clipq.lq')
+    _check_names(options['bits'] or {}, _BITS, 'clipq.bits')
     _check_names(options['int8'] or {}, _INT8, 'clipq.int8')
     CalibrationOptions.of(options['int8'])
     return options

@@ -1,4 +1,4 @@
-"""Prepares the detector for clipped training and adds the Lq loss."""
+"""Prepares the detector for clipped training and adds the losses of its weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from ..._compat import mend_heads
 from ...apis.clipq_config import clipq_options
-from ...models.losses import LqLoss
+from ...models.losses import BitsLoss, LqLoss
 from ...prepare import (
     clip_layers,
     find_weight_ranges,
@@ -34,7 +34,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 @HOOKS.register_module()
 class ClipQHook(Hook):
-    """Swaps layers before checkpoints load, finds ``'auto'`` ranges, adds ``loss_lq``.
+    """Swaps layers before checkpoints load, finds ``'auto'`` ranges, adds the losses of weights.
 
     The swap happens in ``before_run``, ahead of the EMA hook's copy, and keeps the Parameter
     objects that the optimizer holds. Open weight ranges are set once the checkpoint is loaded, open
@@ -52,6 +52,7 @@ class ClipQHook(Hook):
         self._overrides = options
         self._options: dict[str, Any] = {}
         self._loss: LqLoss | None = None
+        self._bits: BitsLoss | None = None
         self._iteration = 0
         self._remaining = 0
 
@@ -68,7 +69,10 @@ class ClipQHook(Hook):
         runner.logger.info(f'mmclipq: {report}')
         if self._options['lq'] is not None:
             self._loss = MODELS.build({'type': 'LqLoss', **self._options['lq']})
-            model.register_forward_hook(self._add_loss, with_kwargs=True)
+        if self._options['bits'] is not None:
+            self._bits = MODELS.build({'type': 'BitsLoss', **self._options['bits']})
+        if self._loss is not None or self._bits is not None:
+            model.register_forward_hook(self._add_losses, with_kwargs=True)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if CHECKPOINT_KEY not in checkpoint:
@@ -124,9 +128,16 @@ class ClipQHook(Hook):
             'clipping from now on'
         )
 
-    def _add_loss(self, model: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+    def _add_losses(self, model: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         mode = kwargs.get('mode', args[2] if len(args) > 2 else 'tensor')
-        if self._loss is None or mode != 'loss' or not isinstance(output, dict):
+        if mode != 'loss' or not isinstance(output, dict):
             return output
-        layers = (layer for _, layer in clip_layers(model))
-        return {**output, 'loss_lq': self._loss(layers, self._iteration)}
+        layers = [layer for _, layer in clip_layers(model)]
+        added = {}
+        if self._loss is not None:
+            added['loss_lq'] = self._loss(layers, self._iteration)
+        if self._bits is not None:
+            others, _ = model.parse_losses(output)
+            loss, bits = self._bits(layers, self._iteration, others.detach())
+            added |= {'loss_bits': loss, 'bits_per_weight': bits}
+        return {**output, **added}

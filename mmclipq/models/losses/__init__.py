@@ -1,3 +1,4 @@
+from .bits_loss import BitsLoss
 from .lq_loss import LqLoss
 
-__all__ = ['LqLoss']
+__all__ = ['BitsLoss', 'LqLoss']
