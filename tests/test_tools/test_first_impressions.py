@@ -24,6 +24,7 @@ ARGUMENTS = {
     'make_digits': [],
     'make_trees': ['a', '--out', 'b'],
     'paper': ['table1', '--data', 'digits'],
+    'prune': ['a.py', 'a.pth', '--out', 'a'],
     'quantize': ['a.py', 'a.pth', '--out', 'a.clipq'],
     'soak': ['a.clipq'],
     'storage': ['a.py'],
