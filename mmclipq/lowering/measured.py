@@ -43,7 +43,7 @@ def near_ranges(group: RangeGroup, histograms: Sequence[OctaveHistogram]) -> lis
     return list(dict.fromkeys(found))
 
 
-def _rows(x: Tensor, unit: Unit) -> Tensor:
+def rows_of(x: Tensor, unit: Unit) -> Tensor:
     """``(channels, values)`` of what a product reads or gives."""
     axis = -1 if unit.kind == 'linear' else x.dim() - 3
     return x.movedim(axis, 0).flatten(1)
@@ -79,7 +79,7 @@ class Energies(_ProductExecution):
 
     def look(self, unit: Unit, x: Tensor, result: Tensor) -> None:
         self._energies.setdefault(unit.target, []).append(
-            _rows(x, unit).square().mean(1).double().cpu()
+            rows_of(x, unit).square().mean(1).double().cpu()
         )
 
     @property
@@ -116,14 +116,14 @@ class OutputErrors(Energies):
             return
         layer, name = unit.clipped, unit.start.name
         scale = fold_norm(layer, unit.norm)[0].float().to(x.device)[:, None]
-        wanted = _rows(result, unit) * scale
+        wanted = rows_of(result, unit) * scale
         power = (wanted - wanted.mean(1, keepdim=True)).square().sum().double().cpu()
         self._power[name] = self._power.get(name, 0) + power
         errors = []
         for range_ in self.tried[group]:
             kind = bounded(TensorType(*range_), layer.input_exponent)
             rounded = fp.quantize(x, kind.range_exponent, kind.signed, offset=kind.offset)
-            found = _rows(self.call_module(unit.target, (rounded,), {}), unit)
+            found = rows_of(self.call_module(unit.target, (rounded,), {}), unit)
             errors.append(found.mul_(scale).sub_(wanted).square_().sum().double().cpu())
         sums = self._errors[group]
         sums[name] = sums.get(name, 0) + torch.stack(errors)
@@ -173,7 +173,7 @@ class MeanErrors(_ProductExecution):
         rounded = fp.quantize(x, kind.range_exponent, kind.signed, offset=kind.offset)
         with unclipped(layer, self._weights.values(unit).to(x)):
             found = self.call_module(unit.target, (rounded,), {})
-        error = _rows(result, unit) - _rows(found, unit)
+        error = rows_of(result, unit) - rows_of(found, unit)
         self._sums[name] = self._sums.get(name, 0) + error.sum(1, dtype=torch.float64).cpu()
         self._counts[name] = self._counts.get(name, 0) + error.shape[1]
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
 from ..calibration.compensation import Block, column_blocks
 from ..layers import ClipConv
-from .measured import Energies
+from .measured import Energies, rows_of
 from .plan import Plan, Unit
 
 PLACES = 4096
@@ -37,16 +39,27 @@ def columns_of(unit: Unit, x: Tensor) -> Tensor | None:
 
 
 class Moments(Energies):
-    """Measures the second moments of the columns of each product, beside their energies."""
+    """Measures second moments of each product's columns, and energies of inputs and outputs."""
 
     def __init__(self, module: fx.GraphModule, plan: Plan) -> None:
         super().__init__(module, plan)
         self._sums: dict[str, list[Tensor]] = {}
         self._counts: dict[str, int] = {}
         self._blocks: dict[str, list[Block]] = {}
+        self._powers: dict[str, list[Tensor]] = {}
+
+    @property
+    def powers(self) -> dict[str, Tensor]:
+        """Mean square of each output of a product, its bias left out, by layer path, float64."""
+        return {path: torch.stack(found).mean(0) for path, found in self._powers.items()}
 
     def look(self, unit: Unit, x: Tensor, result: Tensor) -> None:
         super().look(unit, x, result)
+        outputs = rows_of(result, unit)
+        bias = cast('Tensor | None', unit.clipped.bias)
+        if bias is not None:
+            outputs = outputs - bias[:, None]
+        self._powers.setdefault(unit.target, []).append(outputs.square().mean(1).double().cpu())
         if (columns := columns_of(unit, x)) is None:
             return
         cut = [columns[:, part] for part in column_blocks(columns.shape[1])]

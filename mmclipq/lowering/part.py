@@ -152,7 +152,7 @@ class Lowering:
         """Let codes of weights cost little in error, which later ones take back, plus ``rate``
         times their bits.
         """
-        self.weights = WeightCodes(measured.energies, rate, measured.blocks)
+        self.weights = WeightCodes(measured.energies, rate, measured.blocks, measured.powers)
 
     def choose(
         self,

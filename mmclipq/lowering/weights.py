@@ -26,6 +26,8 @@ class WeightCodes:
             the codes with the least error.
         blocks: How errors of a layer's weights make up for each other, by its path; None for those
             where each counts alone.
+        powers: Mean square of each output of a layer by its path, before bias and norm; without
+            them it is what inputs that are independent of each other would make.
     """
 
     def __init__(
@@ -33,10 +35,12 @@ class WeightCodes:
         energies: Mapping[str, Tensor] | None = None,
         rate: float = 0.0,
         blocks: Callable[[str], Sequence[Block] | None] = lambda path: None,
+        powers: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._energies = energies or {}
         self.rate = rate
         self._blocks = blocks
+        self._powers = powers or {}
         self._found: dict[str, tuple[Tensor, Tensor]] = {}
 
     def of(self, unit: Unit) -> tuple[Tensor, Tensor]:
@@ -66,13 +70,15 @@ class WeightCodes:
     ) -> tuple[Tensor, Tensor]:
         """Codes and exponents with the least error plus rate times bits.
 
-        An error counts as the share of the energy of the layer's output behind its norm, inputs
-        taken as independent of each other.
+        An error counts as the share of the energy of the layer's output behind its norm.
         """
         share = fold_norm(unit.clipped, unit.norm)[0].float().square()
         wide = share.view(-1, *[1] * (weight.dim() - 1))
         counts = wide * (torch.ones(()) if importance is None else importance)
-        energy = float((weight.square() * counts).sum(dtype=torch.float64))
+        if (power := self._powers.get(unit.target)) is not None:
+            energy = float((share * power).sum(dtype=torch.float64))
+        else:
+            energy = float((weight.square() * counts).sum(dtype=torch.float64))
         energy = max(energy, 1e-30)
         upper = unit.clipped.weight_exponent
         if (blocks := self._blocks(unit.target)) is not None:

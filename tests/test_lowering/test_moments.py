@@ -13,6 +13,7 @@ LAYERS = {
     'plain': nn.Conv2d(6, 4, 3, padding=1, bias=False),
     'strided': nn.Conv2d(6, 4, (3, 1), stride=2, dilation=(2, 1), bias=False),
     'grouped': nn.Conv2d(6, 4, 3, groups=2, bias=False),
+    'biased': nn.Conv2d(6, 4, 3, groups=2),
     'depthwise': nn.Conv2d(6, 6, 3, groups=6, bias=False),
     'transposed': nn.ConvTranspose2d(6, 4, 2, stride=2, bias=False),
 }
@@ -35,7 +36,7 @@ def lowered(trace):
     return run
 
 
-@pytest.mark.parametrize('name', [name for name in LAYERS if name != 'transposed'])
+@pytest.mark.parametrize('name', [name for name in LAYERS if name not in ('biased', 'transposed')])
 def test_weights_times_columns_are_the_output(lowered, name):
     x = drawn(2, 6, 9, 7)
     lowering, unit = lowered(LAYERS[name], x)
@@ -73,7 +74,7 @@ def measured(lowering, *images) -> Moments:
 
 def test_moments_are_those_of_all_images(lowered):
     images = [drawn(2, 6, 9, 7, seed=seed) for seed in range(3)]
-    lowering, unit = lowered(LAYERS['grouped'], *images)
+    lowering, unit = lowered(LAYERS['biased'], *images)
     found = measured(lowering, *images)
     columns = torch.cat([columns_of(unit, image) for image in images], 2).double()
     squares = columns.square().mean(2)
@@ -82,6 +83,9 @@ def test_moments_are_those_of_all_images(lowered):
     last = squares.gather(1, block.order)[:, -1] + 0.1 * squares.mean(1)
     torch.testing.assert_close(block.left[:, -1].double(), last, rtol=1e-4, atol=0)
     assert found.blocks(unit.target)[0] is block
+    rows = unit.layer.weight.flatten(1).double().view(2, 2, -1)
+    power = (rows @ columns).square().mean(2).flatten()
+    torch.testing.assert_close(found.powers[unit.target], power, rtol=1e-4, atol=0)
 
 
 def test_of_many_places_some_are_looked_at(lowered, monkeypatch):
