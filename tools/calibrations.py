@@ -19,7 +19,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         '--ways', nargs='+', default=['max', 'percentile', 'mse', 'kl', 'output'],
         help='paper, max, percentile, mse, kl, output or search, +bias behind it or not; '
-        'weights or inputs for the rounding of these alone, in float32',
+        'weights or inputs for the rounding of these alone, in float32; nncf, nncf-mixed (preset '
+        'MIXED), nncf-accuracy (accuracy control) or onnxruntime for these libraries, in int8',
     )  # fmt: skip
     parser.add_argument('--draws', type=int, default=1, help='of calibration images')
     parser.add_argument('--calib-images', type=int, help='number of images (default: 64)')
@@ -34,13 +35,17 @@ def main(arguments: list[str]) -> None:
     from mmengine.config import Config
 
     from mmclipq.evaluation.tuning.compare import check_way, compare_calibrations, table
+    from mmclipq.experiments.rivals import AFTER_TRAINING
 
     for way in args.ways:
-        check_way(way)
+        check_way(way, AFTER_TRAINING)
+        if way in AFTER_TRAINING:
+            AFTER_TRAINING[way].check()
     rows = []
     found = compare_calibrations(
-        Config.fromfile(args.config), args.checkpoint, args.ways, args.draws, args.calib_images
-    )
+        Config.fromfile(args.config), args.checkpoint, args.ways, args.draws, args.calib_images,
+        {way: rival.quantized for way, rival in AFTER_TRAINING.items()},
+    )  # fmt: skip
     for row in found:
         print(f'{row.way}, draw {row.draw}: {row.difference}', flush=True)
         rows.append(row)

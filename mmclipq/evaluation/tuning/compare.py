@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -45,16 +45,21 @@ class Row:
     difference: Difference
 
 
-def check_way(way: str) -> None:
-    """Return if ``way`` is one of :data:`WAYS`, with :data:`BIAS` behind it or not.
+Other = Callable[[Config, str], nn.Module]
+"""From a config, whose ``clipq.int8`` section tells the calibration images, and a float checkpoint
+to a detector of another library, with mmdet's ``test_step``."""
+
+
+def check_way(way: str, others: Collection[str] = ()) -> None:
+    """Return if ``way`` is one of :data:`WAYS`, with :data:`BIAS` behind it or not, or of others.
 
     Raises:
         ClipQError: if it is not.
     """
-    if way.removesuffix(BIAS) not in WAYS:
-        raise ClipQError(
-            f'--ways: found {way!r}, wanted some of {", ".join(WAYS)}, {BIAS} behind it or not'
-        )
+    if way.removesuffix(BIAS) not in WAYS and way not in others:
+        wanted = f'{", ".join(WAYS)}, {BIAS} behind it or not'
+        wanted += f', or of {", ".join(others)}' if others else ''
+        raise ClipQError(f'--ways: found {way!r}, wanted some of {wanted}')
 
 
 @contextmanager
@@ -90,6 +95,7 @@ def compare_calibrations(
     ways: Sequence[str],
     draws: int = 1,
     calib_images: int | None = None,
+    others: Mapping[str, Other] | None = None,
 ) -> Iterator[Row]:
     """Test a checkpoint behind integers, calibrated in several ways, against itself in float.
 
@@ -99,12 +105,14 @@ def compare_calibrations(
         ways: See :func:`check_way`.
         draws: How many draws of calibration images.
         calib_images: Number of images of a draw.
+        others: Ways of other libraries, by name.
 
     Raises:
         ClipQError: for anything wrong with config, checkpoint, ways or images.
     """
+    others = others or {}
     for way in ways:
-        check_way(way)
+        check_way(way, others)
     detector = build_detector(cfg.model)
     load_float_checkpoint(detector, checkpoint)
     wanted = evaluate(detector, cfg, 'float', matched=True).matched()
@@ -112,25 +120,34 @@ def compare_calibrations(
         sessions: dict[bool, CalibrationSession] = {}
         for way in ways:
             paper = way.startswith('paper')
-            if paper not in sessions:
-                sessions[paper] = _session(cfg, checkpoint, PAPER if paper else {}, draw,
-                                           calib_images)  # fmt: skip
-            with _detector(sessions[paper], way) as int8:
+            drawn = _with_draw(cfg, PAPER if paper else {}, draw, calib_images)
+            with ExitStack() as stack:
+                if way in others:
+                    int8 = others[way](drawn, os.fspath(checkpoint))
+                else:
+                    if paper not in sessions:
+                        sessions[paper] = _session(drawn, checkpoint)
+                    int8 = stack.enter_context(_detector(sessions[paper], way))
                 found = evaluate(int8, cfg, way, matched=True).matched()
             yield Row(way, draw, ap_differences(wanted, found)[0])
 
 
-def _session(
-    cfg: Config,
-    checkpoint: str | os.PathLike,
-    changes: Mapping[str, Any],
-    draw: int,
-    calib_images: int | None,
-) -> CalibrationSession:
+def _with_draw(
+    cfg: Config, changes: Mapping[str, Any], draw: int, calib_images: int | None
+) -> Config:
+    """The config with its ``clipq`` section changed, and a draw of calibration images in it."""
     cfg = copy.deepcopy(cfg)
-    cfg.clipq = {**(cfg.get('clipq') or {}), **changes}
+    section = dict(cfg.get('clipq') or {})
+    images = {'calib_seed': draw}
+    if calib_images is not None:
+        images['calib_images'] = calib_images
+    cfg.clipq = {**section, **changes, 'int8': {**(section.get('int8') or {}), **images}}
+    return cfg
+
+
+def _session(cfg: Config, checkpoint: str | os.PathLike) -> CalibrationSession:
     model, _ = load_for_quantization(cfg, checkpoint)
-    return calibrate(model, calibration_batches(cfg, calib_images, calib_seed=draw), cfg.clipq)
+    return calibrate(model, calibration_batches(cfg), cfg.clipq)
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -46,6 +46,16 @@ class HeldOut:
             info = {'img_id': index, 'height': height, 'width': width}
             self.infos.append({**info, 'instances': instances})
 
+    def of(self, indices: Sequence[int]) -> HeldOut:
+        """Some of the images."""
+        chosen = copy.copy(self)
+        chosen.batches = [self.batches[index] for index in indices]
+        if self.infos is not None:
+            chosen.infos = [
+                {**self.infos[index], 'img_id': new} for new, index in enumerate(indices)
+            ]
+        return chosen
+
     def __len__(self) -> int:
         return len(self.batches)
 

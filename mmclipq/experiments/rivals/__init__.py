@@ -1,9 +1,10 @@
-"""Adapters to the libraries that Table 8 compares with, by name."""
+"""Adapters to the libraries that Table 8 and calibrations compare with, by name."""
 
 from __future__ import annotations
 
 from .base import Rival
 from .nncf import Nncf
+from .nncf_after_training import NncfAfterTraining
 from .onnxruntime import OnnxRuntime
 from .pruning import Pruning
 
@@ -13,5 +14,14 @@ RIVALS: dict[str, Rival] = {
     'onnxruntime-static': OnnxRuntime(dynamic=False),
     'onnxruntime-dynamic': OnnxRuntime(dynamic=True),
 }
+"""Of Table 8."""
 
-__all__ = ['RIVALS', 'Rival']
+AFTER_TRAINING: dict[str, Rival] = {
+    'nncf': NncfAfterTraining(),
+    'nncf-mixed': NncfAfterTraining(mixed=True),
+    'nncf-accuracy': NncfAfterTraining(control=True),
+    'onnxruntime': OnnxRuntime(dynamic=False),
+}
+"""Those that quantize a float checkpoint without training."""
+
+__all__ = ['AFTER_TRAINING', 'RIVALS', 'Rival']

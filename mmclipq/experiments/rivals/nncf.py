@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from torch import Tensor, nn
+from torch import nn
 
 from ...apis import build_detector, load_float_checkpoint
 from ...apis.quantize_checkpoint import DEFAULT_IMAGES
 from .base import Rival
-from .parts import ForeignDetector, Function, Parts, calibration_inputs
+from .openvino import example, load, save
+from .parts import Parts, calibration_inputs
 
 _PREFIX = 'quantized_'
 
@@ -69,43 +70,13 @@ class Nncf(Rival):
         import openvino
 
         detector, parts = self._trained(cfg, checkpoint)
-        size = 0
+        models = {}
         for name in parts.modules():
-            example = parts.image if name == 'dense' else _example_of_box(detector)
+            given = example(name, detector, parts)
             trained = getattr(detector, _PREFIX + name)
-            module = nncf.strip(trained, do_copy=False, example_input=example)
-            model = openvino.convert_model(module, example_input=example)
-            path = folder / f'{name}.xml'
-            openvino.save_model(model, path, compress_to_fp16=False)
-            size += path.stat().st_size + path.with_suffix('.bin').stat().st_size
-        return size
+            module = nncf.strip(trained, do_copy=False, example_input=given)
+            models[name] = openvino.convert_model(module, example_input=given)
+        return save(models, folder)
 
     def load(self, cfg: Config, checkpoint: Path, folder: Path) -> nn.Module:
-        detector = build_detector(cfg.model).eval()
-        parts = Parts.of(detector)
-        functions = {name: _function(folder / f'{name}.xml') for name in parts.modules()}
-        return ForeignDetector(detector, parts, functions)
-
-
-def _example_of_box(detector: Any) -> Tensor:
-    extractor = detector.roi_head.bbox_roi_extractor
-    side = extractor.roi_layers[0].output_size
-    return torch.zeros(2, extractor.out_channels, *side)
-
-
-def _function(path: Path) -> Function:
-    """What executes OpenVINO's file, on as many threads as torch's."""
-    import openvino
-
-    options = {
-        'INFERENCE_NUM_THREADS': torch.get_num_threads(),
-        'PERFORMANCE_HINT': 'LATENCY',
-        'INFERENCE_PRECISION_HINT': 'f32',
-    }
-    request = openvino.Core().compile_model(str(path), 'CPU', options).create_infer_request()
-
-    def run(x: Tensor) -> list[Tensor]:
-        found = request.infer([x.numpy()])
-        return [torch.from_numpy(y.copy()) for y in found.values()]
-
-    return run
+        return load(cfg, folder)

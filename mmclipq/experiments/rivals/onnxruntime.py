@@ -12,7 +12,6 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from ...apis import build_detector, load_float_checkpoint
-from ...apis.quantize_checkpoint import DEFAULT_IMAGES
 from .base import Rival
 from .parts import ForeignDetector, Function, Parts, calibration_inputs
 
@@ -91,8 +90,7 @@ class OnnxRuntime(Rival):
     def save(self, cfg: Config, checkpoint: Path, folder: Path) -> int:
         detector = self.detector(cfg, checkpoint)
         parts = Parts.of(detector)
-        count = 1 if self.dynamic else DEFAULT_IMAGES
-        inputs = calibration_inputs(detector, cfg, parts, count)
+        inputs = calibration_inputs(detector, cfg, parts, 1 if self.dynamic else None)
         size = 0
         for name, module in parts.modules().items():
             source, target = folder / f'{name}_float.onnx', folder / f'{name}.onnx'

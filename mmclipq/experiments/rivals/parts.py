@@ -6,7 +6,6 @@ them: regions, RoIAlign, decoding of boxes and their suppression.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -123,9 +122,12 @@ class ForeignDetector(nn.Module):
 
 @torch.no_grad()
 def calibration_inputs(
-    detector: Any, cfg: Config, parts: Parts, count: int
+    detector: Any, cfg: Config, parts: Parts, count: int | None = None
 ) -> dict[str, list[Tensor]]:
-    """Inputs of the parts on ``count`` images of the training set, by the names of files."""
+    """Inputs of the parts on images of the training set, by the names of files.
+
+    ``count`` and draw of the images are by default those of the config's ``clipq.int8`` section.
+    """
     detector.eval()
     found: dict[str, list[Tensor]] = {name: [] for name in parts.modules()}
 
@@ -136,7 +138,7 @@ def calibration_inputs(
         detector.roi_head.bbox_head.register_forward_pre_hook(note('box'))
     ]  # fmt: skip
     try:
-        for batch in itertools.islice(calibration_batches(cfg, count), count):
+        for batch in calibration_batches(cfg, count):
             data = detector.data_preprocessor(batch, False)
             found['dense'].append(data['inputs'])
             detector(**data, mode='predict')
