@@ -17,6 +17,8 @@ _OCTAVES = fp.EXPONENT_MAX - fp.EXPONENT_MIN + 1
 _PARTS = 32
 _BINS = _OCTAVES * _PARTS
 _MANTISSA_BITS = 23 - 5  # of a float32, below those that number the parts of an octave
+_CPU_BLOCK, _BLOCK = 1 << 16, 1 << 22
+"""Values that are counted at once: so many stay in a core's cache, and bound the memory."""
 
 
 class OctaveHistogram:
@@ -43,23 +45,29 @@ class OctaveHistogram:
         Raises:
             ClipQError: if ``x`` holds NaN, infinity or a magnitude above ``2**EXPONENT_MAX``.
         """
-        x = x.detach().float().flatten()
-        magnitude = x.abs()
-        # One below the bits of a boundary lies in the part that the boundary closes.
-        part = ((magnitude.view(torch.int32) - 1) >> _MANTISSA_BITS) - _PARTS * (
-            126 + fp.EXPONENT_MIN
-        )
-        if part.numel() and int(part.max()) >= _BINS:
-            fp.check_finite(magnitude, self.name)
-            fp.check_exponent(math.frexp(float(magnitude.max()))[1], self.name)
-        part = part.clamp_(min=0).long() + _BINS * (x < 0)
-        if torch.are_deterministic_algorithms_enabled():
-            # On a GPU bincount has no such form, and PyTorch would refuse it.
-            part, magnitude = part.cpu(), magnitude.cpu()
-        values = magnitude.double()
-        rows = (None, values, values * values)
-        table = [torch.bincount(part, weights, minlength=2 * _BINS).double() for weights in rows]
-        self.table += torch.stack(table).cpu().view(3, 2, _BINS).transpose(0, 1)
+        x = x.detach().flatten()
+        table = torch.zeros_like(self.table)
+        for block in x.split(_CPU_BLOCK if x.device.type == 'cpu' else _BLOCK):
+            block = block.float()
+            magnitude = block.abs()
+            # One below the bits of a boundary lies in the part that the boundary closes.
+            part = ((magnitude.view(torch.int32) - 1) >> _MANTISSA_BITS) - _PARTS * (
+                126 + fp.EXPONENT_MIN
+            )
+            if part.numel() and int(part.max()) >= _BINS:
+                fp.check_finite(x, self.name)
+                fp.check_exponent(math.frexp(float(magnitude.max()))[1], self.name)
+            part = part.clamp_(min=0).long() + _BINS * (block < 0)
+            if torch.are_deterministic_algorithms_enabled():
+                # On a GPU bincount has no such form, and PyTorch would refuse it.
+                part, magnitude = part.cpu(), magnitude.cpu()
+            values = magnitude.double()
+            rows = [
+                torch.bincount(part, weights, minlength=2 * _BINS).double()
+                for weights in (None, values, values * values)
+            ]
+            table += torch.stack(rows).cpu().view(3, 2, _BINS).transpose(0, 1)
+        self.table += table
 
     def all_reduce(self) -> None:
         """Sum the tables of all ranks, so that every rank chooses the same range."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mmclipq import fixed_point as fp
+from mmclipq.calibration import observer
 from mmclipq.calibration.observer import OctaveHistogram
 from mmclipq.errors import ClipQError
 
@@ -77,6 +78,17 @@ def test_updates_add_up_whatever_the_shapes():
     parts = seen(x[:1], x[1, 0], x[1, 1:].permute(2, 0, 1), torch.zeros(0, 3))
     assert torch.equal(parts.table, seen(x).table)
     assert parts.count == x.numel()
+
+
+def test_blocks_add_up(monkeypatch):
+    x = torch.arange(-60, 60).view(2, 3, 4, 5) / 16
+    wanted = seen(x).table
+    monkeypatch.setattr(observer, '_CPU_BLOCK', 7)
+    assert torch.equal(seen(x).table, wanted)
+    histogram = seen(x)
+    with pytest.raises(ClipQError, match='1 NaN and 0 infinite of 121'):
+        histogram.update(torch.cat([x.flatten(), torch.tensor([math.nan])]))
+    assert torch.equal(histogram.table, wanted)
 
 
 def test_the_observed_tensor_and_its_graph_are_left_alone():
