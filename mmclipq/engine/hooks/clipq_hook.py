@@ -9,7 +9,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from ..._compat import mend_heads
+from ..._compat import as_detector, mend_heads
 from ...apis.clipq_config import clipq_options
 from ...models.losses import BitsLoss, LqLoss
 from ...prepare import (
@@ -137,7 +137,7 @@ class ClipQHook(Hook):
         if self._loss is not None:
             added['loss_lq'] = self._loss(layers, self._iteration)
         if self._bits is not None:
-            others, _ = model.parse_losses(output)
+            others, _ = as_detector(model).parse_losses(output)
             loss, bits = self._bits(layers, self._iteration, others.detach())
             added |= {'loss_bits': loss, 'bits_per_weight': bits}
         return {**output, **added}
