@@ -73,13 +73,9 @@ def main() -> None:
     server = litserve.LitServer(
         Detection(args.file, args.score_thr), accelerator='cpu', workers_per_device=workers
     )
+    server.uvicorn_graceful_timeout = 3  # seconds that Ctrl-C waits for open connections
     server.run(
-        args.host,
-        args.port,
-        num_api_servers=1,
-        generate_client_file=False,
-        access_log=False,
-        timeout_graceful_shutdown=3,
+        args.host, args.port, num_api_servers=1, generate_client_file=False, access_log=False
     )
 
 

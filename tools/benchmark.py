@@ -207,7 +207,8 @@ def time_curves(args, platform, subject, encoded, threads):
     for curve in curves:
         points = ', '.join(f'{x:g}: {y:.4g}' for x, y in zip(curve.x, curve.y, strict=True))
         print(f'{curve.panel}, {curve.name}: {points}')
-    draw_curves(curves, args.sweep, f'{Path(args.config).stem}, {threads[-1]} threads')
+    title = f'{Path(args.config).stem}, threads: {threads[-1]}'
+    draw_curves(curves, args.sweep, title)
     print(f'{args.sweep}: written')
     return [curve.as_dict() for curve in curves]
 
