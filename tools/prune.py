@@ -23,8 +23,8 @@ def main(arguments: list[str]) -> None:
         help='of the operations that go (default: 0.3)',
     )  # fmt: skip
     parser.add_argument(
-        '--round-to', type=int, default=8, metavar='N',
-        help='numbers of channels are multiples of it (default: 8)',
+        '--round-to', type=int, default=16, metavar='N',
+        help='numbers of channels are multiples of it (default: 16)',
     )  # fmt: skip
     parser.add_argument(
         '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override config entries'

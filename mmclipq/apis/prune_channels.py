@@ -100,7 +100,7 @@ def _normed(detector: nn.Module, image: Tensor) -> tuple[set[nn.Module], str | N
     return normed, traced.head
 
 
-def prune_channels(detector: nn.Module, share: float, round_to: int = 8) -> tuple[float, float]:
+def prune_channels(detector: nn.Module, share: float, round_to: int = 16) -> tuple[float, float]:
     """Prune the channels of least batch-norm scale from a detector's dense part, in place.
 
     What channels are tied by sums, concatenations and depthwise convolutions goes together (Fang
@@ -109,7 +109,7 @@ def prune_channels(detector: nn.Module, share: float, round_to: int = 8) -> tupl
     Args:
         detector: A built detector with its weights.
         share: Of the operations that go, at least.
-        round_to: What numbers of channels are multiples of.
+        round_to: What numbers of channels are multiples of; kernels of CPUs work on 16 at a time.
 
     Returns:
         Multiplications and additions of the dense part before and after.
@@ -159,7 +159,7 @@ def prune_checkpoint(
     checkpoint: str | os.PathLike,
     out: str | os.PathLike,
     share: float,
-    round_to: int = 8,
+    round_to: int = 16,
 ) -> PruneReport:
     """Write ``pruned.py`` and ``pruned.pth`` into the folder ``out``, which train and convert on.
 

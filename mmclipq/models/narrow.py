@@ -40,7 +40,7 @@ def narrow(model: nn.Module, widths: Mapping[str, Sequence[int]]) -> None:
     Raises:
         ClipQError: for a path or a width that the model has not, before anything is changed.
     """
-    layers = dict(model.named_modules())
+    layers: dict[str, Any] = dict(model.named_modules())
     for path, sizes in widths.items():
         layer = layers.get(path)
         wanted = 1 if isinstance(layer, (_BatchNorm, nn.GroupNorm)) else 2
@@ -48,7 +48,6 @@ def narrow(model: nn.Module, widths: Mapping[str, Sequence[int]]) -> None:
             raise ClipQError(
                 f'widths: found {path!r}, wanted a convolution, a linear layer or a norm'
             )
-        assert layer is not None
         old = layer.weight.shape[:wanted]
         fits = len(sizes) == wanted and all(
             isinstance(new, int) and 0 < new <= most for new, most in zip(sizes, old, strict=True)
