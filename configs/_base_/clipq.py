@@ -10,7 +10,7 @@ clipq = dict(
     observe_iters=8,  # batches on which 'auto' input ranges are found
     percentile=99.99,  # share of the inputs, in percent, that an 'auto' range holds
     lq=dict(loss_weight=0.1, target='grid', warmup_iters=0),  # None: no Lq loss
-    bits=None,  # dict(loss_weight=10.0, fineness=2.0, warmup_iters=0): weights of few bits
+    bits=None,  # dict(loss_weight=3.0, fineness=2.0, warmup_iters=0): weights of few bits
     # Calibration of the exported int8 file; offsets=False: no zero point, as the paper has it.
     # method: 'mse', 'max', 'percentile' (with percentile=99.99), 'kl' or 'output'.
     int8=dict(calib_images=64, method='mse', offsets=True),

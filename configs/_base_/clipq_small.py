@@ -6,7 +6,7 @@ _base_ = './clipq.py'
 clipq = dict(
     # What a bit per weight costs, as a share of the detector's losses; codes are counted in steps
     # of half a row's root mean square.
-    bits=dict(_delete_=True, loss_weight=10.0, fineness=2.0, warmup_iters=0),
+    bits=dict(_delete_=True, loss_weight=3.0, fineness=2.0, warmup_iters=0),
 )
 custom_hooks = [
     dict(type='mmclipq.ClipQHook'),

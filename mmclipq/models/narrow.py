@@ -42,7 +42,7 @@ def narrow(model: nn.Module, widths: Mapping[str, Sequence[int]]) -> None:
     """
     layers: dict[str, Any] = dict(model.named_modules())
     for path, sizes in widths.items():
-        layer = layers.get(path)
+        layer: Any = layers.get(path)
         wanted = 1 if isinstance(layer, (_BatchNorm, nn.GroupNorm)) else 2
         if wanted == 2 and not isinstance(layer, (*_CONVOLUTIONS, nn.Linear)):
             raise ClipQError(

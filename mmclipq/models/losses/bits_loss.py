@@ -94,7 +94,7 @@ class BitsLoss(nn.Module):
     """
 
     def __init__(
-        self, loss_weight: float = 10.0, fineness: float = 2.0, warmup_iters: int = 0
+        self, loss_weight: float = 3.0, fineness: float = 2.0, warmup_iters: int = 0
     ) -> None:
         super().__init__()
         if loss_weight < 0 or warmup_iters < 0 or not 0 < fineness <= _LARGEST:
