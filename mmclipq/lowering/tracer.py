@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -121,6 +122,9 @@ class Tracer(fx.Tracer):
         proxy.node.meta[BOOKKEEPING] = not isinstance(value, Tensor) and kind != 'call_module'
         if isinstance(value, Tensor):
             proxy.node.meta[SHAPE] = tuple(value.shape)
+            if target is not getattr:  # an attribute's node outlives its proxy
+                # No later step can read it then: no more memory is held than where nothing traces.
+                weakref.finalize(proxy, self.values.pop, proxy.node, None)
         return self._unpacked(proxy, value)
 
     def _check_call(self, kind: str, target: Any, args: Sequence[Any]) -> None:

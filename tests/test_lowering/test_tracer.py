@@ -8,7 +8,7 @@ from asserting import of_four_axes
 from torch import nn
 from torch.nn import functional as F
 
-from mmclipq.lowering.tracer import BOOKKEEPING, REASON, CaptureError, trace
+from mmclipq.lowering.tracer import BOOKKEEPING, REASON, CaptureError, Tracer, trace
 
 
 class Part(nn.Module):
@@ -203,3 +203,27 @@ def test_examples_are_not_changed():
     x = X.clone()
     traced(Part(lambda self, x: (x * 1).relu_()), x)
     assert torch.equal(x, X)
+
+
+def test_values_that_no_step_can_read_are_dropped(monkeypatch):
+    held = []
+    execute = Tracer._execute
+
+    def counted(self, node):
+        held.append(sum(isinstance(value, torch.Tensor) for value in self.values.values()))
+        return execute(self, node)
+
+    monkeypatch.setattr(Tracer, '_execute', counted)
+
+    def chain(self, x):
+        first = self.conv(x)
+        y = first
+        for _ in range(5):
+            y = torch.relu(y) * y.shape[2]
+        return y + first
+
+    module = traced(Part(chain, conv=nn.Conv2d(2, 2, 1)), X)
+    assert len(held) > 20
+    assert max(held) == 4  # the input, what is read at the end, what is read and made in the loop
+    with torch.no_grad():
+        assert torch.equal(module(OTHER), chain(module, OTHER))
