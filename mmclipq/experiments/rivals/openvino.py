@@ -63,7 +63,7 @@ def requested(compiled: Any) -> Function:
     """What executes a compiled model."""
 
     def run(x: Tensor) -> list[Tensor]:
-        # A request of each call: one that outlives its model may be freed too late.
+        # A request of each call: none outlives its model.
         found = compiled.create_infer_request().infer([x.numpy()])
         return [torch.from_numpy(y.copy()) for y in found.values()]
 
