@@ -7,7 +7,8 @@
 #endif
 
 // `Ops` gives: all(float), mul, add, sub, div, smaller, larger, below_zero(v, a, b), and
-// scaled_by_power(p, t), p * 2^n of the n that lies in the last bits of t = n + 1.5 * 2^23.
+// scaled_by_power(p, t), p * 2^n of the n that lies in the last bits of t = n + 1.5 * 2^23, and
+// less_exact(a, b, c), a - b * c where b * c needs no rounding.
 template <typename Ops>
 struct ClipqActivations {
   using V = typename Ops::Value;
@@ -27,7 +28,7 @@ struct ClipqActivations {
     // Adding 1.5 * 2^23 leaves no room for a fraction, which rounds it half to even.
     const V t = add(mul(x, all(1.4426950216293335f)), all(12582912.0f));
     const V n = sub(t, all(12582912.0f));
-    V r = sub(x, mul(n, all(0.693359375f)));
+    V r = Ops::less_exact(x, n, all(0.693359375f));
     r = sub(r, mul(n, all(-2.1219444170128554e-4f)));
     V p = add(mul(all(0.0013933652080595493f), r), all(0.008363181725144386f));
     p = add(mul(p, r), all(0.04166646674275398f));

@@ -18,9 +18,9 @@ void pool(const ClipqAvgPool &s, const uint8_t *image, int64_t row, int64_t colu
   const int64_t bottom = std::min(top + s.kernel[0], s.height);
   const int64_t right = std::min(left + s.kernel[1], s.width);
   for (int64_t y = std::max<int64_t>(top, 0); y < bottom; ++y) {
-    for (int64_t x = std::max<int64_t>(left, 0); x < right; ++x) {
-      CLIPQ_BEST(add_pixel)(image + (y * s.width + x) * s.channels, sums, channels, src_kind);
-    }
+    const int64_t x = std::max<int64_t>(left, 0);
+    CLIPQ_BEST(add_pixels)(image + (y * s.width + x) * s.channels, s.channels, right - x, sums,
+                           channels, src_kind);
   }
   CLIPQ_BEST(average)(sums, s.inverse[row * s.columns + column], s.scale, dst, channels, dst_kind);
 }

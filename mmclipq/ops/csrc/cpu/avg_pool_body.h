@@ -1,11 +1,21 @@
 // Compiled by avg_pool.cpp through targets.h.
 
-// Adds codes less their offset to the sums of their channels.
-void add_pixel(const uint8_t *codes, int32_t *sums, int64_t channels, const ClipqCodes &given) {
+// Adds the codes of pixels, `stride` apart, less their offset to the sums of their channels.
+void add_pixels(const uint8_t *codes, int64_t stride, int64_t pixels, int32_t *sums,
+                int64_t channels, const ClipqCodes &given) {
   const ClipqCodes kind = given;
-  for_lanes(codes, sums, sums, channels, [&](const uint8_t *x, const int32_t *sum, int32_t *to) {
-    store(load<Ints>(sum) + integers(x, kind), to);
-  });
+  const int64_t whole = channels / kLanes * kLanes;
+  for (int64_t c = 0; c < whole; c += kLanes) {
+    Ints sum = load<Ints>(sums + c);
+    for (int64_t i = 0; i < pixels; ++i) sum += integers(codes + i * stride + c, kind);
+    store(sum, sums + c);
+  }
+  if (whole == channels) return;
+  Ints sum = load_first<Ints>(sums + whole, channels - whole);
+  for (int64_t i = 0; i < pixels; ++i) {
+    sum += integers(load_first<Codes>(codes + i * stride + whole, channels - whole), kind);
+  }
+  store_first(sum, sums + whole, channels - whole);
 }
 
 void average(const int32_t *sums, float inverse, float scale, uint8_t *dst, int64_t channels,

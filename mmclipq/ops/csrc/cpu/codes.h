@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "curve.h"
+
 // Which vector units the operators use: 2 for AVX-512, 1 for AVX2, 0 for what every x86-64 has.
 int clipq_generation();
 
@@ -32,6 +34,7 @@ struct ClipqEpilogue {
   int32_t residual_order;  // 0 none, 1 before the activation, 2 after it
   float residual_step;
   ClipqCodes residual;
+  const ClipqCurve *curve;  // of the activation, or null
 };
 
 // The epilogue of sums (pixels, channels), whose first channel is `first` of the layer's; all strides

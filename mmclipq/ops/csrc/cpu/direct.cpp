@@ -1,9 +1,11 @@
-// Convolutions and linear layers without int8 instructions of 32-bit sums: codes less their offset
-// become 16-bit numbers, padding zeros, and pairs of products are added exactly (vpmaddwd).
+// Convolutions and linear layers with their epilogue in one pass. With VNNI quadruples of codes are
+// multiplied and added as they are; without, codes less their offset become 16-bit numbers, and pairs
+// of products are added exactly (vpmaddwd). Depthwise layers take the 16-bit numbers anywhere.
 //
-// A task takes a rectangle of the result and some of its channels. It turns the codes that the
-// rectangle needs into 16-bit numbers that stay in the second-level cache, sums 6 pixels by 16
-// channels at a time in registers, and finishes a strip of pixels while the sums are in the first.
+// A task takes a rectangle of the result and some of its channels. It copies the numbers that the
+// rectangle needs, with padding around them, so that they stay in the second-level cache (a 1x1 kernel
+// reads codes where they are), sums some pixels by some channels at a time in registers, and finishes
+// a strip of pixels while the sums are in the first.
 
 #include <immintrin.h>
 #include <omp.h>
@@ -16,8 +18,8 @@
 namespace clipq {
 namespace {
 
-constexpr int64_t kStrip = 16 * kPixels;
-constexpr int64_t kNumberBytes = 192 << 10;  // of the 16-bit numbers of a task
+constexpr int64_t kStrip = 48;               // pixels, a multiple of those of all kernels' tiles
+constexpr int64_t kNumberBytes = 192 << 10;  // of the numbers of a task
 constexpr int64_t kSlack = 64;               // numbers that kernels may read beyond the last
 
 int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -30,6 +32,7 @@ struct Geometry {
   int64_t tile[2];            // rows and columns of a task's rectangle
   int64_t chunk, chunks;      // a task's blocks of channels, and how many such parts there are
   int64_t channels, stored;   // of the source, and of them those that a task stores
+  bool in_place;              // whether kernels read the source itself
 };
 
 class Direct : public Layer {
@@ -38,7 +41,8 @@ class Direct : public Layer {
          const float *bias)
       : spec_(spec),
         depthwise_(is_depthwise(spec)),
-        packed_(depthwise_ ? pack_depthwise(spec, weights) : pack_blocks(spec, weights)),
+        kernels_(has_wide_kernels() && !depthwise_ ? quad_kernels() : pair_kernels()),
+        packed_(depthwise_ ? pack_depthwise(spec, weights) : pack_blocks(spec, weights, kernels_)),
         epilogue_(std::make_shared<Epilogue>(spec, multiplier, bias)) {}
 
   std::unique_ptr<Compiled> compile(const Shape &src, const Shape &dst, const Shape &before,
@@ -48,6 +52,7 @@ class Direct : public Layer {
   friend class DirectCompiled;
   const ClipqProduct spec_;
   const bool depthwise_;
+  const Kernels &kernels_;
   const std::shared_ptr<const PackedWeights> packed_;
   const std::shared_ptr<const Epilogue> epilogue_;
 };
@@ -57,13 +62,16 @@ class DirectCompiled : public Compiled {
   DirectCompiled(const Direct &layer, const Geometry &geometry)
       : spec_(layer.spec_),
         depthwise_(layer.depthwise_),
+        kernels_(layer.kernels_),
         weights_(layer.packed_),
         epilogue_(layer.epilogue_),
         g_(geometry),
         threads_(omp_get_max_threads()) {
     const int64_t in_rows = reach(0, g_.tile[0]), in_columns = reach(1, g_.tile[1]);
-    numbers_ = in_rows * in_columns * g_.stored + kSlack;
-    each_ = divided_up(numbers_ * 2 + g_.tile[0] * g_.tile[1] * 4 + kStrip * 64 + 256, 4096) * 4096;
+    numbers_ = g_.in_place ? 0 : in_rows * in_columns * g_.stored + kSlack;
+    lanes_ = kernels_.lanes * kernels_.vectors;
+    each_ = divided_up(numbers_ * kernels_.item + g_.tile[0] * g_.tile[1] * 4 +
+                           kStrip * lanes_ * 4 + 256, 4096) * 4096;
     scratchpad = each_ * threads_;
     offsets_ = layer.depthwise_ ? tap_offsets(in_columns) : run_offsets(in_columns);
     row_numbers_ = in_columns;
@@ -86,7 +94,8 @@ class DirectCompiled : public Compiled {
       const int64_t row = r * g_.dilation[0] * in_columns;
       const int64_t taps = weights_->joined ? 1 : g_.kernel[1];
       for (int64_t s = 0; s < taps; ++s) {
-        offsets.push_back(static_cast<int32_t>((row + s * g_.dilation[1]) * g_.stored));
+        offsets.push_back(
+            static_cast<int32_t>((row + s * g_.dilation[1]) * g_.stored * kernels_.item));
       }
     }
     return offsets;
@@ -97,7 +106,7 @@ class DirectCompiled : public Compiled {
     for (int64_t r = 0; r < g_.kernel[0]; ++r) {
       for (int64_t s = 0; s < g_.kernel[1]; ++s) {
         offsets.push_back(static_cast<int32_t>(
-            (r * g_.dilation[0] * in_columns + s * g_.dilation[1]) * g_.stored));
+            (r * g_.dilation[0] * in_columns + s * g_.dilation[1]) * g_.stored * kernels_.item));
       }
     }
     if (offsets.size() % 2) offsets.push_back(offsets.back());  // with a weight of zero
@@ -106,11 +115,12 @@ class DirectCompiled : public Compiled {
 
   const ClipqProduct spec_;
   const bool depthwise_;
+  const Kernels &kernels_;
   const std::shared_ptr<const PackedWeights> weights_;
   const std::shared_ptr<const Epilogue> epilogue_;
   const Geometry g_;
   const int threads_;
-  int64_t numbers_, each_, row_numbers_;
+  int64_t numbers_, lanes_, each_, row_numbers_;
   std::vector<int32_t> offsets_;
 };
 
@@ -122,7 +132,7 @@ struct DirectCompiled::Task {
   int64_t dst_stride;
   const uint8_t *residual;
   int64_t image, row, column, chunk, rows, columns;
-  int16_t *numbers;
+  char *copies;
   int32_t *starts, *sums;
 
   Task(const DirectCompiled &layer, const uint8_t *src, void *dst, int64_t dst_stride,
@@ -132,16 +142,23 @@ struct DirectCompiled::Task {
         image(image), row(row), column(column), chunk(chunk),
         rows(std::min(g.tile[0], g.rows - row)), columns(std::min(g.tile[1], g.columns - column)) {
     sums = reinterpret_cast<int32_t *>(scratch);
-    numbers = reinterpret_cast<int16_t *>(scratch + kStrip * 64);
-    starts = reinterpret_cast<int32_t *>(numbers + divided_up(layer.numbers_, 32) * 32);
+    copies = scratch + kStrip * layer.lanes_ * 4;
+    starts = reinterpret_cast<int32_t *>(
+        copies + divided_up(layer.numbers_ * layer.kernels_.item, 64) * 64);
   }
 
   void run() {
-    widen();
+    const int64_t item = layer.kernels_.item;
+    const char *numbers = copies;
+    if (g.in_place) {
+      numbers = reinterpret_cast<const char *>(src) + column * g.channels;
+    } else {
+      copy();
+    }
     for (int64_t y = 0, i = 0; y < rows; ++y) {
       for (int64_t x = 0; x < columns; ++x, ++i) {
         starts[i] = static_cast<int32_t>(
-            (y * g.stride[0] * layer.row_numbers_ + x * g.stride[1]) * g.stored);
+            (y * g.stride[0] * layer.row_numbers_ + x * g.stride[1]) * g.stored * item);
       }
     }
     const auto &blocks = layer.weights_->blocks;
@@ -153,50 +170,65 @@ struct DirectCompiled::Task {
         const int64_t count = std::min(kStrip, rows * columns - from);
         if (layer.depthwise_) {
           const int64_t channel = block.first - blocks[static_cast<size_t>(first)].first;
-          sum_depthwise(numbers + channel, starts + from, count, layer.offsets_.data(),
+          sum_depthwise(numbers + channel * item, starts + from, count, layer.offsets_.data(),
                         static_cast<int64_t>(layer.offsets_.size()) / 2,
                         layer.weights_->numbers.data() + block.weights, sums);
         } else {
-          sum_block(numbers + block.channel, starts + from, count, layer.offsets_.data(),
-                    static_cast<int64_t>(layer.offsets_.size()), layer.weights_->pairs,
-                    block.vectors, layer.weights_->numbers.data() + block.weights, sums);
+          layer.kernels_.sum(numbers + block.channel * item, starts + from, count,
+                             layer.offsets_.data(), static_cast<int64_t>(layer.offsets_.size()),
+                             layer.weights_->steps, block.vectors,
+                             layer.weights_->numbers.data() + block.weights,
+                             layer.weights_->terms.data() + block.first, sums);
         }
         finish(block, from, count);
       }
     }
   }
 
-  // Codes that the rectangle reads become numbers; zeros lie around the image.
-  void widen() const {
+  // Codes that the rectangle reads become numbers; what stands for zero lies around the image.
+  void copy() const {
     const int64_t in_rows = layer.reach(0, rows), in_columns = layer.row_numbers_;
     const int64_t top = row * g.stride[0] - g.padding[0];
     const int64_t left = column * g.stride[1] - g.padding[1];
     const int64_t c = layer.depthwise_ ? chunk * g.chunk * kBlock : 0;
-    const int64_t stored = std::min(g.stored, g.channels - c);
+    const int64_t stored = std::min(g.stored, g.channels - c), item = layer.kernels_.item;
     const int64_t before = std::min(std::max<int64_t>(-left, 0), in_columns);
     const int64_t real = std::max<int64_t>(
         std::min(divided_up(g.width, g.take[1]) - left, in_columns) - before, 0);
     const ClipqCodes kind(layer.spec_.src_type == kInt8, layer.spec_.src_offset);
+    const int zero = item == 1 ? kind.subtrahend : 0;
+    const auto fill = [&](char *to, int64_t pixels) {
+      std::memset(to, zero, static_cast<size_t>(pixels * g.stored * item));
+    };
     for (int64_t y = 0; y < in_rows; ++y) {
-      int16_t *to = numbers + y * in_columns * g.stored;
+      char *to = copies + y * in_columns * g.stored * item;
       const int64_t source = (top + y) * g.take[0];
       if (source < 0 || source >= g.height || real == 0) {
-        std::memset(to, 0, static_cast<size_t>(in_columns * g.stored) * 2);
+        fill(to, in_columns);
         continue;
       }
       const uint8_t *from = src + c + ((image * g.height + source) * g.width +
                                        (left + before) * g.take[1]) * g.channels;
-      std::memset(to, 0, static_cast<size_t>(before * g.stored) * 2);
-      to += before * g.stored;
+      fill(to, before);
+      to += before * g.stored * item;
       if (g.take[1] == 1 && stored == g.channels) {
-        clipq_widen(from, to, real * stored, kind);
+        copy_codes(from, to, real * stored, kind);
       } else {
         for (int64_t x = 0; x < real; ++x) {
-          clipq_widen(from + x * g.take[1] * g.channels, to + x * g.stored, stored, kind);
+          copy_codes(from + x * g.take[1] * g.channels, to + x * g.stored * item, stored, kind);
         }
       }
-      std::memset(to + real * g.stored, 0,
-                  static_cast<size_t>((in_columns - before - real) * g.stored) * 2);
+      fill(to + real * g.stored * item, in_columns - before - real);
+    }
+  }
+
+  void copy_codes(const uint8_t *from, char *to, int64_t count, const ClipqCodes &kind) const {
+    if (layer.kernels_.item == 2) {
+      clipq_widen(from, reinterpret_cast<int16_t *>(to), count, kind);
+    } else if (kind.flip) {
+      clipq_flip(from, reinterpret_cast<uint8_t *>(to), count);
+    } else {
+      std::memcpy(to, from, static_cast<size_t>(count));
     }
   }
 
@@ -207,7 +239,8 @@ struct DirectCompiled::Task {
       const int64_t y = (from + i) / columns, x = (from + i) % columns;
       const int64_t pixels = std::min(columns - x, count - i);
       const int64_t pixel = (image * g.rows + row + y) * g.columns + column + x;
-      clipq_finish(layer.epilogue_->spec, sums + i * kBlock, kBlock,
+      const int64_t lanes = layer.depthwise_ ? kBlock : block.vectors * layer.kernels_.lanes;
+      clipq_finish(layer.epilogue_->spec, sums + i * lanes, lanes,
                    residual == nullptr
                        ? nullptr
                        : residual + pixel * layer.spec_.outputs + block.first,
@@ -269,14 +302,16 @@ std::unique_ptr<Compiled> Direct::compile(const Shape &src, const Shape &dst,
   // Depthwise, the numbers of one part of the channels suffice.
   g.chunk = depthwise_ ? std::min<int64_t>(blocks, 4) : blocks;
   g.stored = depthwise_ && blocks > g.chunk ? g.chunk * kBlock : g.channels;
-  const int64_t most = kNumberBytes / 2 / (depthwise_ ? 2 : 1) / g.stored;
+  g.in_place = kernels_.item == 1 && alone && g.take[0] == 1 && g.take[1] == 1 &&
+               s.src_type == kUint8 && g.channels % kernels_.together == 0;
+  const int64_t most = kNumberBytes / kernels_.item / (depthwise_ ? 2 : 1) / g.stored;
   const auto reach = [&](int axis, int64_t count) {
     return (count - 1) * g.stride[axis] + (g.kernel[axis] - 1) * g.dilation[axis] + 1;
   };
   g.tile[1] = g.columns;
-  while (g.tile[1] > 2 * kPixels && reach(0, std::min<int64_t>(g.rows, 4)) * reach(1, g.tile[1]) > most) {
+  while (g.tile[1] > 2 * kernels_.pixels && reach(0, std::min<int64_t>(g.rows, 4)) * reach(1, g.tile[1]) > most) {
     const int64_t parts = divided_up(g.columns, g.tile[1]) + 1;
-    g.tile[1] = divided_up(divided_up(g.columns, parts), kPixels) * kPixels;
+    g.tile[1] = divided_up(divided_up(g.columns, parts), kernels_.pixels) * kernels_.pixels;
   }
   g.tile[0] = 1;
   while (g.tile[0] < g.rows && reach(0, g.tile[0] + 1) * reach(1, g.tile[1]) <= most) ++g.tile[0];
@@ -287,7 +322,7 @@ std::unique_ptr<Compiled> Direct::compile(const Shape &src, const Shape &dst,
   const int64_t wanted = threads == 1 ? 1 : 4 * threads;
   while (parts() < wanted && g.tile[0] > 8) g.tile[0] = divided_up(g.tile[0], 2);
   while (parts() < wanted && g.rows == 1 && g.tile[1] > kStrip) {
-    g.tile[1] = divided_up(divided_up(g.tile[1], 2), kPixels) * kPixels;
+    g.tile[1] = divided_up(divided_up(g.tile[1], 2), kernels_.pixels) * kernels_.pixels;
   }
   g.tile[0] = divided_up(g.rows, divided_up(g.rows, g.tile[0]));  // alike
   if (!depthwise_ && parts() < wanted) {
@@ -303,6 +338,11 @@ std::unique_ptr<Layer> direct_layer(const ClipqProduct &spec, const int8_t *weig
                                     const float *multiplier, const float *bias) {
   if (winograd_fits(spec, weights)) return winograd_layer(spec, weights, multiplier, bias);
   return std::make_unique<Direct>(spec, weights, multiplier, bias);
+}
+
+// oneDNN would leave smooth activations to a pass of their own.
+bool is_faster_direct(const ClipqProduct &spec) {
+  return has_wide_kernels() && spec.groups == 1 && spec.activation >= kSilu;
 }
 
 bool has_direct_layers() { return __builtin_cpu_supports("avx2"); }

@@ -5,44 +5,67 @@
 
 namespace clipq {
 
-constexpr int64_t kPixels = 6;   // of one tile in registers
-constexpr int64_t kBlock = 16;   // channels of a block; sums lie in rows of so many
+constexpr int64_t kBlock = 16;  // channels of a block of a depthwise layer; their sums lie in rows
 
 // Channels of the result that are summed together.
 struct Block {
   int64_t first, count;  // of the result
   int64_t channel;       // first channel of the source that they read
-  int64_t vectors;       // of 8 channels
-  int64_t weights;       // where their weights start
+  int64_t vectors;       // of the kernels' lanes
+  int64_t weights;       // bytes before theirs
 };
 
-// 16-bit weights in the order in which kernels read them.
+// Weights in the order in which kernels read them.
 struct PackedWeights {
-  std::vector<int16_t> numbers;
+  std::vector<char> numbers;
   std::vector<Block> blocks;
-  int64_t pairs = 0;    // of one run, the numbers that lie without gaps in the source
-  bool joined = false;  // whether the taps of a row of the kernel are one run
+  std::vector<int32_t> terms;  // what the sum of each channel starts with, and some zeros
+  int64_t steps = 0;           // of one run, the numbers that lie without gaps in the source
+  bool joined = false;         // whether the taps of a row of the kernel are one run
 };
+
+// Sums of `count` pixels, which start so many bytes behind `numbers`; a run starts so many further.
+using SumBlock = void (*)(const char *numbers, const int32_t *starts, int64_t count,
+                          const int32_t *offsets, int64_t runs, int64_t steps, int64_t vectors,
+                          const char *weights, const int32_t *terms, int32_t *sums);
+
+// How a kind of processor multiplies and adds: what it sees as numbers, and how many at once.
+struct Kernels {
+  int64_t item;      // bytes of a number: codes themselves, or codes less their offset
+  int64_t together;  // numbers of a lane that one step multiplies and adds
+  int64_t pixels;    // of a tile in registers
+  int64_t lanes;     // channels of a vector
+  int64_t vectors;   // most of a block
+  SumBlock sum;
+};
+
+// Pairs of 16-bit numbers with AVX2; pairs of 16-bit numbers and quadruples of codes with VNNI.
+const Kernels &pair_kernels();
+const Kernels &wide_pair_kernels();
+const Kernels &quad_kernels();
+// Whether the processor is used with AVX-512's VNNI and without AMX.
+bool has_wide_kernels();
 
 // Convolutions that need a quarter of the products, see winograd.cpp, and whether a layer is one.
 std::unique_ptr<Layer> winograd_layer(const ClipqProduct &spec, const int8_t *weights,
                                       const float *multiplier, const float *bias);
 bool winograd_fits(const ClipqProduct &spec, const int8_t *weights);
 
-std::shared_ptr<const PackedWeights> pack_blocks(const ClipqProduct &spec, const int8_t *weights);
+// Channels of each block: as few blocks as can be, alike.
+std::vector<Block> split_blocks(int64_t outputs, const Kernels &kernels);
+std::shared_ptr<const PackedWeights> pack_blocks(const ClipqProduct &spec, const int8_t *weights,
+                                                 const Kernels &kernels);
 std::shared_ptr<const PackedWeights> pack_depthwise(const ClipqProduct &spec,
                                                     const int8_t *weights);
 
-// Sums of `count` pixels, which start at numbers + starts[i]: a run starts at each offset from there.
-void sum_block(const int16_t *numbers, const int32_t *starts, int64_t count,
-               const int32_t *offsets, int64_t runs, int64_t pairs, int64_t vectors,
-               const int16_t *weights, int32_t *sums);
-
-// The same of 16 channels that are summed each by itself; offsets of two taps make a pair.
-void sum_depthwise(const int16_t *numbers, const int32_t *starts, int64_t count,
-                   const int32_t *offsets, int64_t pairs, const int16_t *weights, int32_t *sums);
+// The same of 16 channels of 16-bit numbers that are summed each by itself; offsets of two taps make
+// a pair.
+void sum_depthwise(const char *numbers, const int32_t *starts, int64_t count,
+                   const int32_t *offsets, int64_t pairs, const char *weights, int32_t *sums);
 
 }  // namespace clipq
 
 // Codes less their offset, as 16-bit numbers.
 void clipq_widen(const uint8_t *codes, int16_t *numbers, int64_t count, const ClipqCodes &kind);
+// Codes of int8 as those of uint8 that are 128 larger.
+void clipq_flip(const uint8_t *codes, uint8_t *flipped, int64_t count);

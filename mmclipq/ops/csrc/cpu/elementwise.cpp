@@ -73,12 +73,9 @@ void clipq_step(const ClipqPairwise &spec, const ClipqBuffers &buffers) {
       const auto *y = b + image * spec.b_strides[0] + row * spec.b_strides[1];
       auto *to = dst + (image * spec.rows + row) * spec.columns * spec.stride;
       if (dense) {
-        CLIPQ_BEST(pairwise)(spec, x, y, to, spec.columns * c);
-        continue;
-      }
-      for (int64_t column = 0; column < spec.columns; ++column) {
-        CLIPQ_BEST(pairwise)(spec, x + column * spec.a_strides[2], y + column * spec.b_strides[2],
-                             to + column * spec.stride, c);
+        CLIPQ_BEST(pairwise)(spec, x, y, to, 1, spec.columns * c);
+      } else {
+        CLIPQ_BEST(pairwise)(spec, x, y, to, spec.columns, c);
       }
     }
   }

@@ -1,21 +1,55 @@
 // Compiled by epilogue.cpp through targets.h.
 
-// kLanes results of the layer's channels from `channel` on.
-template <int kActivation, int kOrder, typename Result>
-CLIPQ_INLINE void put(const ClipqEpilogue &e, const int32_t *sums, const uint8_t *residual,
-                      int64_t channel, Result *to) {
-  Floats v = __builtin_convertvector(load<Ints>(sums), Floats);
+// Results of the layer's channels from `channel` on, all lanes or the first `count`.
+template <int kActivation, int kOrder, bool kAll, typename Result, typename Near>
+CLIPQ_INLINE void put(const ClipqEpilogue &e, [[maybe_unused]] const Near &near,
+                      const int32_t *sums, const uint8_t *residual, int64_t channel, Result *to,
+                      int64_t count) {
+  const Ints sum = kAll ? load<Ints>(sums) : load_first<Ints>(sums, count);
+  Floats v = __builtin_convertvector(sum, Floats);
   v = v * load<Floats>(e.multiplier + channel);
   v = v + load<Floats>(e.bias + channel);
-  if (kOrder == 1) v = v + numbers(residual, e.residual) * e.residual_step;
+  Floats r{};
+  if (kOrder) {
+    const Codes codes = kAll ? load<Codes>(residual) : load_first<Codes>(residual, count);
+    r = numbers(codes, e.residual) * e.residual_step;
+  }
+  if (kOrder == 1) v = v + r;
+  const auto finish = [&](auto result) {
+    if (kAll) {
+      store(result, to);
+    } else {
+      store_first(result, to, count);
+    }
+  };
+#ifdef CLIPQ_AVX512
+  if constexpr (Near::value) {
+    Floats place = near.curve(v);
+    if (kOrder == 2) place = place + r * e.scale;
+    Codes codes;
+    if (__builtin_expect(near.curve.codes(v, place, e.dst, &codes), 1)) return finish(codes);
+  }
+#endif
   v = activate<kActivation>(v, e.alpha);
-  if (kOrder == 2) v = v + numbers(residual, e.residual) * e.residual_step;
+  if (kOrder == 2) v = v + r;
   if constexpr (sizeof(Result) == 1) {
-    store(codes_of(v * e.scale, e.dst), to);
+    finish(codes_of(v * e.scale, e.dst));
   } else {
-    store(v, to);
+    finish(v);
   }
 }
+
+// Without a curve.
+struct Exactly {
+  static constexpr bool value = false;
+};
+
+#ifdef CLIPQ_AVX512
+struct Nearly {
+  static constexpr bool value = true;
+  Curve curve;
+};
+#endif
 
 struct Rows {
   const ClipqEpilogue &epilogue;
@@ -26,8 +60,8 @@ struct Rows {
   void *dst;
   int64_t dst_stride, pixels, first, channels;
 
-  template <int kActivation, int kOrder, typename Result>
-  CLIPQ_INLINE void run() const {
+  template <int kActivation, int kOrder, typename Result, typename Near>
+  CLIPQ_INLINE void run(const Near &near) const {
     const ClipqEpilogue e = epilogue;  // a copy, which no store can change
     const int64_t channels = this->channels, first = this->first, pixels = this->pixels;
     const int64_t whole = channels / kLanes * kLanes, rest = channels - whole;
@@ -37,21 +71,26 @@ struct Rows {
     const int64_t from_step = sum_stride, added_step = residual_stride, to_step = dst_stride;
     for (int64_t i = 0; i < pixels; ++i, from += from_step, to += to_step) {
       for (int64_t c = 0; c < whole; c += kLanes) {
-        put<kActivation, kOrder>(e, from + c, added + c, first + c, to + c);
+        put<kActivation, kOrder, true>(e, near, from + c, added + c, first + c, to + c, kLanes);
       }
       if (rest) {
-        int32_t last_sums[kLanes] = {};
-        uint8_t last_added[kLanes] = {};
-        Result last[kLanes];
-        for (int64_t c = 0; c < rest; ++c) last_sums[c] = from[whole + c];
-        if (kOrder) {
-          for (int64_t c = 0; c < rest; ++c) last_added[c] = added[whole + c];
-        }
-        put<kActivation, kOrder>(e, last_sums, last_added, first + whole, last);
-        for (int64_t c = 0; c < rest; ++c) to[whole + c] = last[c];
+        put<kActivation, kOrder, false>(e, near, from + whole, added + whole, first + whole, to + whole,
+                                        rest);
       }
       if (kOrder) added += added_step;
     }
+  }
+
+  template <int kActivation, int kOrder, typename Result>
+  CLIPQ_INLINE void run() const {
+#ifdef CLIPQ_AVX512
+    if constexpr (kActivation == kSilu && sizeof(Result) == 1) {
+      if (epilogue.curve != nullptr) {
+        return run<kActivation, kOrder, Result>(Nearly{Curve(*epilogue.curve)});
+      }
+    }
+#endif
+    run<kActivation, kOrder, Result>(Exactly{});
   }
 
   template <int kActivation>

@@ -270,6 +270,8 @@ std::unique_ptr<Layer> onednn_layer(const ClipqProduct &spec, const int8_t *weig
   return std::make_unique<OneDnn>(spec, weights, multiplier, bias);
 }
 
+bool is_onednn_forced() { return forced; }
+
 // Whether products of u8 and s8 are added in 32 bits. Older processors add pairs in 16 bits, for
 // which oneDNN halves the weights and so loses their last bit.
 bool has_onednn_layers() {
@@ -305,6 +307,7 @@ std::unique_ptr<Layer> onednn_layer(const ClipqProduct &, const int8_t *, const 
 }
 
 bool has_onednn_layers() { return false; }
+bool is_onednn_forced() { return false; }
 
 }  // namespace clipq
 

@@ -51,6 +51,7 @@ struct Compiled {
 struct Epilogue {
   std::vector<float> multiplier, bias;
   ClipqEpilogue spec;
+  ClipqCurve curve;
 
   Epilogue(const ClipqProduct &product, const float *multipliers, const float *biases)
       : multiplier(padded(multipliers, product.outputs)),
@@ -64,7 +65,11 @@ struct Epilogue {
              ClipqCodes(product.dst_type == kInt8, product.dst_offset),
              product.residual_order,
              product.residual_scale,
-             ClipqCodes(product.residual_type == kInt8, product.residual_offset)} {}
+             ClipqCodes(product.residual_type == kInt8, product.residual_offset),
+             nullptr} {
+    if (clipq_fit_curve(spec, &curve)) spec.curve = &curve;
+  }
+  Epilogue(const Epilogue &) = delete;
 
  private:
   static std::vector<float> padded(const float *values, int64_t count) {
@@ -87,9 +92,12 @@ struct Layer {
 std::unique_ptr<Layer> direct_layer(const ClipqProduct &spec, const int8_t *weights,
                                     const float *multiplier, const float *bias);
 bool has_direct_layers();
+// Whether the direct layers are faster than oneDNN.
+bool is_faster_direct(const ClipqProduct &spec);
 
 std::unique_ptr<Layer> onednn_layer(const ClipqProduct &spec, const int8_t *weights,
                                     const float *multiplier, const float *bias);
 bool has_onednn_layers();
+bool is_onednn_forced();
 
 }  // namespace clipq

@@ -23,7 +23,8 @@ using clipq::Compiled;
 using clipq::Layer;
 using clipq::Shape;
 
-// oneDNN where it is exact; ours elsewhere, for depthwise convolutions, and for what oneDNN refuses.
+// oneDNN where it is exact; ours elsewhere, for depthwise convolutions, where they are faster, and for
+// what oneDNN refuses.
 class Product {
  public:
   Product(const ClipqProduct &spec, const int8_t *weights, const float *multiplier,
@@ -31,6 +32,7 @@ class Product {
       : spec_(spec), weights_(weights), multiplier_(multiplier), bias_(bias) {
     if (!clipq::has_onednn_layers()) return;
     if (clipq::is_depthwise(spec) && clipq::has_direct_layers()) return;
+    if (clipq::is_faster_direct(spec) && !clipq::is_onednn_forced()) return;
     onednn_ = clipq::onednn_layer(spec, weights, multiplier, bias);
   }
 

@@ -22,8 +22,10 @@ typedef __m512i Words;
 CLIPQ_INLINE __m512 minimum(__m512 a, __m512 b) { return _mm512_min_ps(a, b); }
 CLIPQ_INLINE __m512 maximum(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
 CLIPQ_INLINE __m128i last_bytes(__m512i v) { return _mm512_cvtepi32_epi8(v); }
+#define CLIPQ_AVX512 1
 #include "vector.h"
 #include CLIPQ_BODY
+#undef CLIPQ_AVX512
 }  // namespace v4
 }  // namespace
 #pragma GCC pop_options

@@ -21,6 +21,46 @@ CLIPQ_INLINE void store(V v, T *to) {
   __builtin_memcpy(to, &v, sizeof(V));
 }
 
+// The first `count` lanes, less than all; nothing is read or written beyond them.
+#ifdef CLIPQ_AVX512
+CLIPQ_INLINE __mmask16 first_lanes(int64_t count) {
+  return static_cast<__mmask16>((1 << count) - 1);
+}
+
+template <typename V, typename T>
+CLIPQ_INLINE V load_first(const T *from, int64_t count) {
+  if constexpr (sizeof(T) == 1) {
+    const __m128i v = _mm_maskz_loadu_epi8(first_lanes(count), from);
+    return load<V>(&v);
+  } else {
+    return reinterpret_cast<V>(_mm512_maskz_loadu_epi32(first_lanes(count), from));
+  }
+}
+
+template <typename V, typename T>
+CLIPQ_INLINE void store_first(V v, T *to, int64_t count) {
+  if constexpr (sizeof(T) == 1) {
+    _mm_mask_storeu_epi8(to, first_lanes(count), load<__m128i>(&v));
+  } else {
+    _mm512_mask_storeu_epi32(to, first_lanes(count), reinterpret_cast<__m512i>(v));
+  }
+}
+#else
+template <typename V, typename T>
+CLIPQ_INLINE V load_first(const T *from, int64_t count) {
+  T copy[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) copy[i] = from[i];
+  return load<V>(copy);
+}
+
+template <typename V, typename T>
+CLIPQ_INLINE void store_first(V v, T *to, int64_t count) {
+  T copy[kLanes];
+  store(v, copy);
+  for (int64_t i = 0; i < count; ++i) to[i] = copy[i];
+}
+#endif
+
 struct Ops {
   using Value = Floats;
   static CLIPQ_INLINE Floats all(float v) { return Floats{} + v; }
@@ -33,9 +73,19 @@ struct Ops {
   static CLIPQ_INLINE Floats below_zero(Floats v, Floats a, Floats b) {
     return v < Floats{} ? a : b;
   }
+#ifdef CLIPQ_AVX512
+  static CLIPQ_INLINE Floats less_exact(Floats a, Floats b, Floats c) {
+    return _mm512_fnmadd_ps(b, c, a);
+  }
+  static CLIPQ_INLINE Floats scaled_by_power(Floats p, Floats t) {
+    return _mm512_scalef_ps(p, t - 12582912.0f);
+  }
+#else
+  static CLIPQ_INLINE Floats less_exact(Floats a, Floats b, Floats c) { return a - b * c; }
   static CLIPQ_INLINE Floats scaled_by_power(Floats p, Floats t) {
     return p * reinterpret_cast<Floats>((reinterpret_cast<Ints>(t) + 127) << 23);
   }
+#endif
 };
 
 #include "../common/activations.h"
@@ -46,14 +96,68 @@ CLIPQ_INLINE Floats activate(Floats v, float alpha) {
 }
 
 // Codes of either sign less their offset.
-CLIPQ_INLINE Ints integers(const uint8_t *codes, const ClipqCodes &kind) {
-  const Ints v = __builtin_convertvector(load<Codes>(codes), Ints);
+CLIPQ_INLINE Ints integers(Codes codes, const ClipqCodes &kind) {
+  const Ints v = __builtin_convertvector(codes, Ints);
   return (v ^ kind.flip) - kind.subtrahend;
 }
 
-CLIPQ_INLINE Floats numbers(const uint8_t *codes, const ClipqCodes &kind) {
+CLIPQ_INLINE Ints integers(const uint8_t *codes, const ClipqCodes &kind) {
+  return integers(load<Codes>(codes), kind);
+}
+
+CLIPQ_INLINE Floats numbers(Codes codes, const ClipqCodes &kind) {
   return __builtin_convertvector(integers(codes, kind), Floats);
 }
+
+CLIPQ_INLINE Floats numbers(const uint8_t *codes, const ClipqCodes &kind) {
+  return numbers(load<Codes>(codes), kind);
+}
+
+#ifdef CLIPQ_AVX512
+// A curve in registers.
+struct Curve {
+  __m512 c[4][2], low, high, per_width, most, least;
+
+  explicit CLIPQ_INLINE Curve(const ClipqCurve &from)
+      : low(_mm512_set1_ps(from.low)), high(_mm512_set1_ps(from.high)),
+        per_width(_mm512_set1_ps(from.per_width)), most(_mm512_set1_ps(from.most)),
+        least(_mm512_set1_ps(from.least)) {
+    for (int k = 0; k < 4; ++k) {
+      for (int i = 0; i < 2; ++i) c[k][i] = _mm512_loadu_ps(from.coefficients[k] + 16 * i);
+    }
+  }
+
+  // Places of values.
+  CLIPQ_INLINE __m512 operator()(__m512 v) const {
+    const __m512 x = _mm512_min_ps(_mm512_max_ps(v, low), high);
+    const __m512 magic = _mm512_set1_ps(12582912.0f);
+    const __m512 t = _mm512_fmadd_ps(x, per_width, magic);  // its last bits are the piece's number
+    const __m512 r = _mm512_fmsub_ps(x, per_width, _mm512_sub_ps(t, magic));
+    const __m512i n = _mm512_castps_si512(t);
+    const auto of = [&](int k) __attribute__((always_inline)) {
+      return _mm512_permutex2var_ps(c[k][0], n, c[k][1]);
+    };
+    __m512 q = _mm512_fmadd_ps(of(3), r, of(2));
+    q = _mm512_fmadd_ps(q, r, of(1));
+    return _mm512_fmadd_ps(q, r, of(0));
+  }
+
+  // Codes of the places of values, and whether all are certain.
+  CLIPQ_INLINE bool codes(__m512 v, __m512 q, const ClipqCodes &kind, Codes *codes) const {
+    const __m512 magic = _mm512_set1_ps(12582912.0f);
+    const __m512 t = _mm512_add_ps(q, magic);
+    const __m512 off = _mm512_sub_ps(q, _mm512_sub_ps(t, magic));
+    const __mmask16 close = _mm512_cmp_ps_mask(_mm512_abs_ps(off), most, _CMP_NLE_UQ);
+    const __mmask16 unknown = _mm512_cmp_ps_mask(v, least, _CMP_NGE_UQ);
+    __m512i n = _mm512_sub_epi32(_mm512_castps_si512(t), _mm512_set1_epi32(0x4b400000));
+    n = _mm512_max_epi32(n, _mm512_set1_epi32(static_cast<int32_t>(kind.low)));
+    n = _mm512_min_epi32(n, _mm512_set1_epi32(static_cast<int32_t>(kind.high)));
+    const __m128i bytes = last_bytes(_mm512_add_epi32(n, _mm512_set1_epi32(kind.offset)));
+    __builtin_memcpy(codes, &bytes, sizeof(bytes));
+    return (close | unknown) == 0;
+  }
+};
+#endif
 
 // Codes of `v` in steps: rounded half to even, the offset added, saturated.
 CLIPQ_INLINE Codes codes_of(Floats v, const ClipqCodes &kind) {

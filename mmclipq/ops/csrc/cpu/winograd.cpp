@@ -22,7 +22,7 @@ namespace clipq {
 namespace {
 
 constexpr int64_t kSide = 6, kOut = 4, kPlaces = kSide * kSide;
-constexpr int64_t kMostTiles = 24;                // of a task, a multiple of kPixels
+constexpr int64_t kMostTiles = 24;                // of a task, a multiple of those of all kernels
 constexpr int64_t kTransformedBytes = 320 << 10;  // of the tiles of a task
 constexpr int64_t kMostWeights = 1 << 17;         // of a kernel's tap; they take eight times as much
 constexpr int32_t kInverseOf9 = 954437177;        // modulo 2^32
@@ -80,9 +80,10 @@ CLIPQ_AVX2 CLIPQ_INLINE void restore_line(const __m256i m[kSide], __m256i y[kOut
       sum(difference(_mm256_slli_epi32(d34, 1), d12), _mm256_slli_epi32(last, 1)), 2);
 }
 
-// Sums of 4x4 pixels and 8 channels from those of the places, which lie `from_stride` apart.
+// Sums of 4x4 pixels, `step` apart, and 8 channels from those of the places, which lie `from_stride`
+// apart.
 CLIPQ_AVX2 void restore_tile(const int32_t *from, int64_t from_stride, int32_t *to,
-                             int64_t row_stride) {
+                             int64_t row_stride, int64_t step) {
   __m256i half[kOut][kSide];
   for (int column = 0; column < kSide; ++column) {
     __m256i m[kSide], y[kOut];
@@ -100,60 +101,72 @@ CLIPQ_AVX2 void restore_tile(const int32_t *from, int64_t from_stride, int32_t *
     for (int column = 0; column < kOut; ++column) {
       const __m256i v = _mm256_srai_epi32(_mm256_mullo_epi32(y[column], inverse), 6);
       _mm256_storeu_si256(
-          reinterpret_cast<__m256i *>(to + row * row_stride + column * kBlock), v);
+          reinterpret_cast<__m256i *>(to + row * row_stride + column * step), v);
     }
   }
 }
 
+struct Packed {
+  std::vector<Block> blocks;
+  std::vector<int16_t> numbers;
+};
+
 // [block][place][pair of channels][channel of the result][2].
-std::shared_ptr<const std::vector<int16_t>> pack(const ClipqProduct &spec, const int8_t *weights) {
+std::shared_ptr<const Packed> pack(const ClipqProduct &spec, const int8_t *weights,
+                                   const Kernels &kernels) {
   constexpr int kFactors[kSide][3] = {{1, 0, 0}, {1, 1, 1}, {1, -1, 1},
                                       {1, 2, 4}, {1, -2, 4}, {0, 0, 1}};
-  const int64_t pairs = divided_up(spec.channels, 2), blocks = divided_up(spec.outputs, kBlock);
-  auto packed = std::make_shared<std::vector<int16_t>>(
-      static_cast<size_t>(blocks * kPlaces * pairs * kBlock * 2));
-  for (int64_t output = 0; output < spec.outputs; ++output) {
-    for (int64_t c = 0; c < spec.channels; ++c) {
-      const int8_t *g = weights + (output * spec.channels + c) * 9;
-      int32_t half[kSide][3];
-      for (int i = 0; i < kSide; ++i) {
-        for (int s = 0; s < 3; ++s) {
-          half[i][s] = 0;
-          for (int r = 0; r < 3; ++r) half[i][s] += kFactors[i][r] * g[3 * r + s];
+  const int64_t pairs = divided_up(spec.channels, 2);
+  auto packed = std::make_shared<Packed>();
+  for (Block block : split_blocks(spec.outputs, kernels)) {
+    const int64_t lanes = block.vectors * kernels.lanes;
+    block.weights = static_cast<int64_t>(packed->numbers.size());
+    packed->numbers.resize(packed->numbers.size() +
+                           static_cast<size_t>(kPlaces * pairs * lanes * 2));
+    for (int64_t o = 0; o < block.count; ++o) {
+      for (int64_t c = 0; c < spec.channels; ++c) {
+        const int8_t *g = weights + ((block.first + o) * spec.channels + c) * 9;
+        int32_t half[kSide][3];
+        for (int i = 0; i < kSide; ++i) {
+          for (int s = 0; s < 3; ++s) {
+            half[i][s] = 0;
+            for (int r = 0; r < 3; ++r) half[i][s] += kFactors[i][r] * g[3 * r + s];
+          }
+        }
+        for (int i = 0; i < kPlaces; ++i) {
+          int32_t u = 0;
+          for (int s = 0; s < 3; ++s) u += half[i / kSide][s] * kFactors[i % kSide][s];
+          const int64_t at = block.weights + ((i * pairs + c / 2) * lanes + o) * 2 + c % 2;
+          packed->numbers[static_cast<size_t>(at)] = static_cast<int16_t>(u);
         }
       }
-      for (int i = 0; i < kPlaces; ++i) {
-        int32_t u = 0;
-        for (int s = 0; s < 3; ++s) u += half[i / kSide][s] * kFactors[i % kSide][s];
-        const int64_t at = ((output / kBlock * kPlaces + i) * pairs + c / 2) * kBlock;
-        (*packed)[static_cast<size_t>((at + output % kBlock) * 2 + c % 2)] =
-            static_cast<int16_t>(u);
-      }
     }
+    packed->blocks.push_back(block);
   }
   return packed;
 }
 
 class WinogradCompiled : public Compiled {
  public:
-  WinogradCompiled(const ClipqProduct &spec, std::shared_ptr<const std::vector<int16_t>> weights,
-                   std::shared_ptr<const Epilogue> epilogue, const Shape &src, const Shape &dst,
-                   const Shape &before)
-      : spec_(spec), weights_(std::move(weights)), epilogue_(std::move(epilogue)),
+  WinogradCompiled(const ClipqProduct &spec, const Kernels &kernels,
+                   std::shared_ptr<const Packed> packed, std::shared_ptr<const Epilogue> epilogue,
+                   const Shape &src, const Shape &dst, const Shape &before)
+      : spec_(spec), kernels_(kernels), packed_(std::move(packed)), epilogue_(std::move(epilogue)),
         before_{before[0], before[1]}, threads_(omp_get_max_threads()), images_(src[0]), height_(src[2]), width_(src[3]),
         rows_(dst[2]), columns_(dst[3]), down_(divided_up(rows_, kOut)),
         across_(divided_up(columns_, kOut)), stored_(divided_up(spec.channels, 16) * 16),
-        blocks_(divided_up(spec.outputs, kBlock)) {
+        blocks_(static_cast<int64_t>(packed_->blocks.size())),
+        lanes_(kernels.lanes * kernels.vectors) {
     const int64_t all = images_ * down_ * across_, wanted = threads_ == 1 ? 1 : 4 * threads_;
     tiles_ = kTransformedBytes / (kPlaces * stored_ * 2);
     tiles_ = std::min({tiles_, kMostTiles, divided_up(all, wanted)});
-    tiles_ = std::max(divided_up(tiles_, kPixels) * kPixels, kPixels);
+    tiles_ = std::max(divided_up(tiles_, kernels.pixels) * kernels.pixels, kernels.pixels);
     parts_ = divided_up(all, tiles_);
     chunks_ = std::min(divided_up(wanted, parts_), divided_up(blocks_, 4));
     chunk_ = divided_up(blocks_, chunks_);
     chunks_ = divided_up(blocks_, chunk_);
-    each_ = divided_up((kPlaces * tiles_ * stored_ * 2) + kPlaces * tiles_ * kBlock * 4 +
-                           tiles_ * kOut * kOut * kBlock * 4 + 2 * stored_ + 64, 4096) * 4096;
+    each_ = divided_up((kPlaces * tiles_ * stored_ * 2) + kPlaces * tiles_ * lanes_ * 4 +
+                           tiles_ * kOut * kOut * lanes_ * 4 + 2 * stored_ + 64, 4096) * 4096;
     scratchpad = each_ * threads_;
   }
 
@@ -164,13 +177,14 @@ class WinogradCompiled : public Compiled {
       char *memory = static_cast<char *>(scratch) + omp_get_thread_num() * each_;
       auto *transformed = reinterpret_cast<int16_t *>(memory);
       auto *sums = reinterpret_cast<int32_t *>(transformed + kPlaces * tiles_ * stored_);
-      int32_t *results = sums + kPlaces * tiles_ * kBlock;
-      auto *zeros = reinterpret_cast<uint8_t *>(results + tiles_ * kOut * kOut * kBlock);
+      int32_t *results = sums + kPlaces * tiles_ * lanes_;
+      auto *zeros = reinterpret_cast<uint8_t *>(results + tiles_ * kOut * kOut * lanes_);
       const int64_t first = task % parts_ * tiles_, chunk = task / parts_;
       const int64_t count = std::min(tiles_, images_ * down_ * across_ - first);
       transform(static_cast<const uint8_t *>(src), first, count, transformed, zeros);
       const int64_t last = std::min((chunk + 1) * chunk_, blocks_);
-      for (int64_t block = chunk * chunk_; block < last; ++block) {
+      for (int64_t i = chunk * chunk_; i < last; ++i) {
+        const Block &block = packed_->blocks[static_cast<size_t>(i)];
         multiply(transformed, count, block, sums);
         restore(sums, first, count, block, results, dst, dst_stride, residual);
       }
@@ -207,52 +221,56 @@ class WinogradCompiled : public Compiled {
     }
   }
 
-  void multiply(const int16_t *transformed, int64_t count, int64_t block, int32_t *sums) const {
-    const int64_t pairs = divided_up(spec_.channels, 2);
+  void multiply(const int16_t *transformed, int64_t count, const Block &block,
+                int32_t *sums) const {
+    static const int32_t zeros[64] = {};
+    const int64_t pairs = divided_up(spec_.channels, 2), lanes = block.vectors * kernels_.lanes;
     int32_t starts[kMostTiles];
-    for (int64_t t = 0; t < count; ++t) starts[t] = static_cast<int32_t>(t * stored_);
+    for (int64_t t = 0; t < count; ++t) starts[t] = static_cast<int32_t>(t * stored_ * 2);
     const int32_t offset = 0;
     for (int64_t place = 0; place < kPlaces; ++place) {
-      sum_block(transformed + place * tiles_ * stored_, starts, count, &offset, 1, pairs, 2,
-                weights_->data() + (block * kPlaces + place) * pairs * kBlock * 2,
-                sums + place * tiles_ * kBlock);
+      const int16_t *weights = packed_->numbers.data() + block.weights + place * pairs * lanes * 2;
+      kernels_.sum(reinterpret_cast<const char *>(transformed + place * tiles_ * stored_), starts,
+                   count, &offset, 1, pairs, block.vectors,
+                   reinterpret_cast<const char *>(weights), zeros, sums + place * tiles_ * lanes);
     }
   }
 
   // Tiles side by side are finished together, one row of pixels after another.
-  void restore(const int32_t *sums, int64_t first, int64_t count, int64_t block, int32_t *results,
-               void *dst, int64_t dst_stride, const uint8_t *residual) const {
-    const int64_t item = spec_.dst_type == kFloat ? 4 : 1;
-    const int64_t channel = block * kBlock, channels = std::min(kBlock, spec_.outputs - channel);
+  void restore(const int32_t *sums, int64_t first, int64_t count, const Block &block,
+               int32_t *results, void *dst, int64_t dst_stride, const uint8_t *residual) const {
+    const int64_t item = spec_.dst_type == kFloat ? 4 : 1, lanes = block.vectors * kernels_.lanes;
+    const int64_t channel = block.first;
     for (int64_t from = 0; from < count;) {
       const int64_t line = (first + from) / across_, column = (first + from) % across_;
       const int64_t many = std::min(across_ - column, count - from);
-      const int64_t row_stride = many * kOut * kBlock;
+      const int64_t row_stride = many * kOut * lanes;
       for (int64_t t = 0; t < many; ++t) {
-        for (int64_t half = 0; half < kBlock; half += 8) {
-          restore_tile(sums + (from + t) * kBlock + half, tiles_ * kBlock,
-                       results + t * kOut * kBlock + half, row_stride);
+        for (int64_t half = 0; half < lanes; half += 8) {
+          restore_tile(sums + (from + t) * lanes + half, tiles_ * lanes,
+                       results + t * kOut * lanes + half, row_stride, lanes);
         }
       }
       const int64_t image = line / down_, row = line % down_ * kOut, x = column * kOut;
       const int64_t pixels = std::min(many * kOut, columns_ - x);
       for (int64_t y = 0; y < std::min(kOut, rows_ - row); ++y) {
         const int64_t pixel = (image * rows_ + row + y) * columns_ + x;
-        clipq_finish(epilogue_->spec, results + y * row_stride, kBlock,
+        clipq_finish(epilogue_->spec, results + y * row_stride, lanes,
                      residual == nullptr ? nullptr : residual + pixel * spec_.outputs + channel,
                      spec_.outputs, static_cast<char *>(dst) + (pixel * dst_stride + channel) * item,
-                     dst_stride, pixels, channel, channels);
+                     dst_stride, pixels, channel, block.count);
       }
       from += many;
     }
   }
 
   const ClipqProduct spec_;
-  const std::shared_ptr<const std::vector<int16_t>> weights_;
+  const Kernels &kernels_;
+  const std::shared_ptr<const Packed> packed_;
   const std::shared_ptr<const Epilogue> epilogue_;
   const int64_t before_[2];
   const int threads_;
-  const int64_t images_, height_, width_, rows_, columns_, down_, across_, stored_, blocks_;
+  const int64_t images_, height_, width_, rows_, columns_, down_, across_, stored_, blocks_, lanes_;
   int64_t tiles_, parts_, chunk_, chunks_, each_;
 };
 
@@ -260,17 +278,19 @@ class Winograd : public Layer {
  public:
   Winograd(const ClipqProduct &spec, const int8_t *weights, const float *multiplier,
            const float *bias)
-      : spec_(spec), weights_(pack(spec, weights)),
+      : spec_(spec), kernels_(has_wide_kernels() ? wide_pair_kernels() : pair_kernels()),
+        packed_(pack(spec, weights, kernels_)),
         epilogue_(std::make_shared<Epilogue>(spec, multiplier, bias)) {}
 
   std::unique_ptr<Compiled> compile(const Shape &src, const Shape &dst, const Shape &before,
                                     bool) override {
-    return std::make_unique<WinogradCompiled>(spec_, weights_, epilogue_, src, dst, before);
+    return std::make_unique<WinogradCompiled>(spec_, kernels_, packed_, epilogue_, src, dst, before);
   }
 
  private:
   const ClipqProduct spec_;
-  const std::shared_ptr<const std::vector<int16_t>> weights_;
+  const Kernels &kernels_;
+  const std::shared_ptr<const Packed> packed_;
   const std::shared_ptr<const Epilogue> epilogue_;
 };
 

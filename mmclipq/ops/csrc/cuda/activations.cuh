@@ -14,6 +14,7 @@ struct ClipqOps {
   static CLIPQ_DEVICE float smaller(float a, float b) { return a < b ? a : b; }
   static CLIPQ_DEVICE float larger(float a, float b) { return a > b ? a : b; }
   static CLIPQ_DEVICE float below_zero(float v, float a, float b) { return v < 0.0f ? a : b; }
+  static CLIPQ_DEVICE float less_exact(float a, float b, float c) { return sub(a, mul(b, c)); }
   static CLIPQ_DEVICE float scaled_by_power(float p, float t) {
     return device::mul(p, device::as_float((device::bits_of(t) + 127u) << 23));
   }
