@@ -336,7 +336,6 @@ std::unique_ptr<Compiled> Direct::compile(const Shape &src, const Shape &dst,
 
 std::unique_ptr<Layer> direct_layer(const ClipqProduct &spec, const int8_t *weights,
                                     const float *multiplier, const float *bias) {
-  if (winograd_fits(spec, weights)) return winograd_layer(spec, weights, multiplier, bias);
   return std::make_unique<Direct>(spec, weights, multiplier, bias);
 }
 

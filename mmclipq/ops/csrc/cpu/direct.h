@@ -46,11 +46,6 @@ const Kernels &quad_kernels();
 // Whether the processor is used with AVX-512's VNNI and without AMX.
 bool has_wide_kernels();
 
-// Convolutions that need a quarter of the products, see winograd.cpp, and whether a layer is one.
-std::unique_ptr<Layer> winograd_layer(const ClipqProduct &spec, const int8_t *weights,
-                                      const float *multiplier, const float *bias);
-bool winograd_fits(const ClipqProduct &spec, const int8_t *weights);
-
 // Channels of each block: as few blocks as can be, alike.
 std::vector<Block> split_blocks(int64_t outputs, const Kernels &kernels);
 std::shared_ptr<const PackedWeights> pack_blocks(const ClipqProduct &spec, const int8_t *weights,

@@ -95,6 +95,13 @@ bool has_direct_layers();
 // Whether the direct layers are faster than oneDNN.
 bool is_faster_direct(const ClipqProduct &spec);
 
+// Convolutions that need a quarter of the products, see winograd.cpp, whether a layer is one, and
+// whether it is faster for a result of this shape than oneDNN or the direct layers.
+std::unique_ptr<Layer> winograd_layer(const ClipqProduct &spec, const int8_t *weights,
+                                      const float *multiplier, const float *bias);
+bool winograd_fits(const ClipqProduct &spec, const int8_t *weights);
+bool is_faster_by_winograd(const ClipqProduct &spec, const Shape &dst, bool than_onednn);
+
 std::unique_ptr<Layer> onednn_layer(const ClipqProduct &spec, const int8_t *weights,
                                     const float *multiplier, const float *bias);
 bool has_onednn_layers();

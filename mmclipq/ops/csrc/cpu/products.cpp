@@ -29,7 +29,9 @@ class Product {
  public:
   Product(const ClipqProduct &spec, const int8_t *weights, const float *multiplier,
           const float *bias)
-      : spec_(spec), weights_(weights), multiplier_(multiplier), bias_(bias) {
+      : spec_(spec), weights_(weights), multiplier_(multiplier), bias_(bias),
+        may_winograd_(clipq::has_direct_layers() && !clipq::is_onednn_forced() &&
+                      clipq::winograd_fits(spec, weights)) {
     if (!clipq::has_onednn_layers()) return;
     if (clipq::is_depthwise(spec) && clipq::has_direct_layers()) return;
     if (clipq::is_faster_direct(spec) && !clipq::is_onednn_forced()) return;
@@ -38,6 +40,9 @@ class Product {
 
   std::unique_ptr<Compiled> compile(const Shape &src, const Shape &dst, const Shape &before,
                                     bool freed) {
+    if (may_winograd_ && clipq::is_faster_by_winograd(spec_, dst, onednn_ != nullptr)) {
+      return made(winograd_, clipq::winograd_layer).compile(src, dst, before, freed);
+    }
     if (onednn_ != nullptr) {
       try {
         return onednn_->compile(src, dst, before, freed);
@@ -45,20 +50,26 @@ class Product {
         if (!clipq::has_direct_layers()) throw;
       }
     }
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (direct_ == nullptr) {
-      direct_ = clipq::direct_layer(spec_, weights_, multiplier_, bias_);
-    }
-    return direct_->compile(src, dst, before, freed);
+    return made(direct_, clipq::direct_layer).compile(src, dst, before, freed);
   }
 
   bool is_direct() const { return onednn_ == nullptr; }
 
  private:
+  using Make = std::unique_ptr<Layer> (*)(const ClipqProduct &, const int8_t *, const float *,
+                                          const float *);
+
+  Layer &made(std::unique_ptr<Layer> &layer, Make make) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (layer == nullptr) layer = make(spec_, weights_, multiplier_, bias_);
+    return *layer;
+  }
+
   const ClipqProduct spec_;
   const int8_t *weights_;
   const float *multiplier_, *bias_;
-  std::unique_ptr<Layer> onednn_, direct_;
+  const bool may_winograd_;
+  std::unique_ptr<Layer> onednn_, direct_, winograd_;
   std::mutex mutex_;
 };
 

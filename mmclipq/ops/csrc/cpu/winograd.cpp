@@ -313,6 +313,15 @@ bool winograd_fits(const ClipqProduct &spec, const int8_t *weights) {
   return true;
 }
 
+bool is_faster_by_winograd(const ClipqProduct &spec, const Shape &dst, bool than_onednn) {
+  if (!has_wide_kernels()) return !than_onednn;
+  const int64_t least = than_onednn ? 64 : 32;
+  if (std::min(spec.channels, spec.outputs) < least) return false;
+  // Tiles at the edges reach beyond the result.
+  const int64_t tiles = divided_up(dst[2], kOut) * divided_up(dst[3], kOut);
+  return 5 * dst[2] * dst[3] >= 4 * tiles * kOut * kOut;
+}
+
 std::unique_ptr<Layer> winograd_layer(const ClipqProduct &spec, const int8_t *weights,
                                       const float *multiplier, const float *bias) {
   return std::make_unique<Winograd>(spec, weights, multiplier, bias);
