@@ -3,12 +3,13 @@
 
 ``POST /predict`` takes ``{"image": "base64 of a JPEG or PNG file"}`` and gives ``{"labels": [...],
 "scores": [...], "bboxes": [[x1, y1, x2, y2], ...]}`` in pixels of that image. Each worker is a
-process with the file loaded and one thread; Ctrl-C ends all of them.
+process with the file loaded and one thread; Ctrl-C or SIGTERM ends all of them.
 """
 
 import argparse
 import base64
 import binascii
+import signal
 
 import litserve
 import mmcv
@@ -73,6 +74,7 @@ def main() -> None:
     server = litserve.LitServer(
         Detection(args.file, args.score_thr), accelerator='cpu', workers_per_device=workers
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else workers would stay
     server.uvicorn_graceful_timeout = 3  # seconds that Ctrl-C waits for open connections
     server.run(
         args.host, args.port, num_api_servers=1, generate_client_file=False, access_log=False
