@@ -43,12 +43,14 @@ class Plan:
         heads: For each image of a batch, or one for all where scores are computed image by image.
         levels: Of each of them, which it points to.
         sizes: Of the maps.
+        priors: Shape of each level's priors.
         addresses: Type of the array with addresses of all maps.
     """
 
     heads: tuple[op.Head, ...]
     levels: tuple[ctypes.Array, ...]
     sizes: Sizes
+    priors: tuple[tuple[int, int], ...]
     addresses: type[ctypes.Array]
 
 
@@ -102,11 +104,16 @@ def planned(head: Any, kind: int, options: Options, form: Form) -> Plan | None:
     """
     if len(form.maps[0]) > op.LEVELS or not all(_distances(*x) for kind in form.maps for x in kind):
         return None
+    grids = {tuple((shape[0], *shape[2:]) for shape, _ in maps) for maps in form.maps}
+    if len(grids) != 1:  # steps read every kind of maps at the places of the first
+        return None
     sizes: Sizes = tuple((shape[2], shape[3]) for shape, _ in form.maps[0])
     channels = [[shape[1] for shape, _ in kind] for kind in form.maps]
     single = any(c * h * w == 1 for c, (h, w) in zip(channels[0], sizes, strict=True))
     own = head_fields(head, kind, options, form.coder, channels, single)
-    if own is None or (own['groups'] == 1 and kind != op.YOLOX and _planes(form)):
+    if own is None or own['classes'] < 1:
+        return None
+    if own['groups'] == 1 and kind != op.YOLOX and _planes(form):
         return None
     images = form.maps[0][0][0][0] if kind in (op.YOLOV3, op.YOLOX) else 1
     levels = tuple(
@@ -114,7 +121,9 @@ def planned(head: Any, kind: int, options: Options, form: Form) -> Plan | None:
         for number in range(images)
     )
     heads = tuple(op.Head(levels=given, count=len(sizes), **own) for given in levels)
-    return Plan(heads, levels, sizes, ctypes.c_void_p * (4 * len(sizes)))
+    length = 2 if own['coder'] == op.DISTANCE else 4
+    priors = tuple((height * width * own['groups'], length) for height, width in sizes)
+    return Plan(heads, levels, sizes, priors, ctypes.c_void_p * (4 * len(sizes)))
 
 
 def _levels(

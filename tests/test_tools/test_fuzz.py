@@ -96,6 +96,17 @@ def test_images_are_not_padded_without_bounds(seeds, tmp_path, divisor, said):
         mmclipq.load_int8(path)
 
 
+@pytest.mark.parametrize('field', ['scales', 'ratios', 'strides'])
+def test_fewer_anchors_than_the_maps_say_are_refused(seeds, tmp_path, field):
+    content = Content(seeds / 'retina.clipq')
+    anchors = content.header['config']['model']['bbox_head']['anchor_generator']
+    anchors[field] = anchors[field][1:]
+    path = tmp_path / 'fewer.clipq'
+    write_signed(path, content.body(random.Random(0)), content.version)
+    with pytest.raises(ClipQError, match=f'^{path}: '):
+        mmclipq.load_int8(path)
+
+
 def test_mutants_of_exported_files(seeds, tmp_path, monkeypatch):
     """ONNX alone, since OpenVINO's threads do not go well with copies of this process."""
     pytest.importorskip('onnxruntime')
