@@ -11,7 +11,11 @@ import shlex
 import sys
 from pathlib import Path
 
-from _tool import run
+if __name__ != '__main__':
+    # Libraries look for the package of this name, and this folder comes first for every tool.
+    raise ImportError('found tools/coverage.py, which is no module', name=__name__)
+
+from _tool import run  # noqa: E402
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -1,5 +1,6 @@
 """tools/coverage.py as a user calls it: what it writes, what it returns, what it refuses."""
 
+import importlib
 import json
 import runpy
 import sys
@@ -78,3 +79,10 @@ def test_default_is_one_of_each_family(run, monkeypatch, flags, count):
     assert run(*flags) == 0
     assert len(tried) == count
     assert all(Path(path).is_file() for path in tried)
+
+
+def test_the_tool_does_not_pass_for_the_package_of_its_name(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    monkeypatch.delitem(sys.modules, 'coverage', raising=False)
+    with pytest.raises(ImportError, match='which is no module'):
+        importlib.import_module('coverage')
