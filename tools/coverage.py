@@ -15,7 +15,7 @@ if __name__ != '__main__':
     # Libraries look for the package of this name, and this folder comes first for every tool.
     raise ImportError('found tools/coverage.py, which is no module', name=__name__)
 
-from _tool import run  # noqa: E402
+from _tool import run
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
