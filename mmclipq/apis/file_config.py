@@ -60,6 +60,8 @@ _PATH = re.compile(r'[/\\]|\.(py|pyc|pth|pt|pkl|pickle|npy|npz|json|ya?ml|tar|zi
 _MOST_LEVELS, _MOST_ITEMS, _MOST_VALUES, _LONGEST = 32, 1 << 12, 1 << 18, 1 << 10
 _LARGEST = 2.0**53
 _LARGEST_COUNT = 2**24
+_MOST_OF = {'sampling_ratio': 64, 'output_size': 2**10}
+"""Numbers of operators of mmcv that take whatever memory and time these ask for."""
 
 
 def _registries(scope: str) -> Iterator[Registry]:
@@ -126,6 +128,7 @@ class _Check:
                 )
         elif isinstance(value, (int, float)):
             most = _LARGEST_COUNT if isinstance(value, int) else _LARGEST
+            most = _MOST_OF.get(key, most)
             if math.isnan(value) or (abs(value) > most and not math.isinf(value)):
                 raise self.refuse(f'{key}={str(value)[:40]}', f'numbers up to {most:g}')
         elif value is not None:

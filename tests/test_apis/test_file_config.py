@@ -58,6 +58,8 @@ def test_what_configs_say_passes():
         ('weights', 'model.PKL', "weights='model.PKL'"),
         ('weights', 'C:\\a', 'may name a file'),
         ('depth', 10**9, 'numbers up to'),
+        ('sampling_ratio', 65, 'numbers up to 64'),
+        ('output_size', [7, 2**12], 'numbers up to 1024'),
         ('depth', float('nan'), 'numbers up to'),
         ('depth', 1e300, 'numbers up to'),
         ('depth', print, 'plain data'),
