@@ -88,7 +88,8 @@ def test_lq_is_logged_and_added_to_the_loss(make_runner):
     expected = before_iterations(runner, squared_distance)
     runner.train()
     logged = torch.tensor(lq_losses(runner))
-    assert torch.equal(logged, 0.25 * torch.stack(expected))
+    # The compiled pass adds in another order and in float64.
+    torch.testing.assert_close(logged, 0.25 * torch.stack(expected), rtol=1e-6, atol=0)
     scalars = {
         name.removeprefix('train/'): buffer.data[0]
         for name, buffer in runner.message_hub.log_scalars.items()

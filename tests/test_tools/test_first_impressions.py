@@ -25,6 +25,7 @@ ARGUMENTS = {
     'make_trees': ['a', '--out', 'b'],
     'paper': ['table1', '--data', 'digits'],
     'prune': ['a.py', 'a.pth', '--out', 'a'],
+    'zoo': ['a.py', 'a.pth', '--out', 'a'],
     'quantize': ['a.py', 'a.pth', '--out', 'a.clipq'],
     'soak': ['a.clipq'],
     'storage': ['a.py'],
