@@ -61,22 +61,35 @@ def _history_method(owner: Any, name: str) -> Any:
 
 @functools.cache
 def enable() -> None:
-    """Make ``mmclipq::`` config paths resolve and MMEngine's own checkpoints load.
-
-    Since version 2.6 ``torch.load`` unpickles only tensors and plain containers unless a class is
-    listed. MMEngine 0.10 checkpoints hold ``HistoryBuffer`` objects with NumPy values: listing
-    these few classes keeps the safe loader for every file.
-    """
-    import numpy as np
-    import torch
+    """Make ``mmclipq::`` config paths resolve and MMEngine's own checkpoints load."""
     from mmengine.config import utils as config_utils
-    from mmengine.logging.history_buffer import HistoryBuffer
 
     # MMEngine looks for a distribution's folder, which an editable install does not have, but
     # falls back to the folder of a module if no distribution has that name.
     config_utils.MODULE2PACKAGE.setdefault('mmclipq', 'mmclipq.version')
-    if not hasattr(torch.serialization, 'add_safe_globals'):
-        return
+    allow_checkpoints()
+
+
+def allow_checkpoints() -> None:
+    """Let the safe loader of PyTorch read MMEngine's own checkpoints.
+
+    Since version 2.6 ``torch.load`` unpickles only tensors and plain containers unless a class is
+    listed. MMEngine 0.10 checkpoints hold ``HistoryBuffer`` objects with NumPy values: listing
+    these few classes keeps the safe loader for every file. Again before each load, because
+    onedl-mmengine takes what it lists off the list when it has loaded.
+    """
+    import torch
+
+    if hasattr(torch.serialization, 'add_safe_globals'):
+        torch.serialization.add_safe_globals(_of_checkpoints())
+
+
+@functools.cache
+def _of_checkpoints() -> list[Any]:
+    """Classes and functions that MMEngine's checkpoints name."""
+    import numpy as np
+    from mmengine.logging.history_buffer import HistoryBuffer
+
     HistoryBuffer()  # fills the class's table of statistics
     rebuild: Any = np.zeros(1).__reduce__()[0]
     scalar: Any = np.float64(0).__reduce__()[0]
@@ -88,10 +101,12 @@ def enable() -> None:
         for function in (rebuild, scalar)
         for module in ('numpy.core.multiarray', 'numpy._core.multiarray')
     ]
-    torch.serialization.add_safe_globals(
-        [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *numbers, *names]
-        + [(_history_method, 'builtins.getattr'), (_history_method, '__builtin__.getattr')]
-    )
+    plain = [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *numbers]
+    return plain + [
+        *names,
+        (_history_method, 'builtins.getattr'),
+        (_history_method, '__builtin__.getattr'),
+    ]
 
 
 def _no_loss(head: Any, name: str) -> Any:

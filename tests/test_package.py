@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging.history_buffer import HistoryBuffer
+from torch import nn
 
 import mmclipq
 from mmclipq import _compat
+from mmclipq.apis import load_float_checkpoint
 
 ROOT = Path(__file__).parents[1]
 
@@ -150,3 +152,15 @@ def test_ssd_heads_of_mmdet_predict_and_keep_other_errors():
     assert not hasattr(head, 'loss_box')
     head.loss_cls = torch.nn.Identity()
     assert isinstance(head.loss_cls, torch.nn.Identity)
+
+
+def test_a_loader_that_empties_the_list_behind_it_keeps_nobody_from_loading(tmp_path):
+    model, path = nn.Linear(1, 1), tmp_path / 'a.pth'
+    history = HistoryBuffer([1.0, np.float64(3.0)], [1, 2])
+    torch.save({'state_dict': model.state_dict(), 'message_hub': {'loss': history}}, path)
+    listed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        load_float_checkpoint(model, path)
+    finally:
+        torch.serialization.add_safe_globals(listed)

@@ -15,7 +15,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .._compat import mend_heads
+from .._compat import allow_checkpoints, mend_heads
 from ..errors import ClipQError
 
 
@@ -66,6 +66,7 @@ def load_float_checkpoint(model: nn.Module, path: str | os.PathLike) -> dict[str
     path = Path(path)
     if not path.is_file():
         raise ClipQError(f'{path}: found no file, wanted a float checkpoint (.pth)')
+    allow_checkpoints()
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:
