@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterable
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -34,7 +35,9 @@ def as_detector(detector: nn.Module) -> Detector:
     return cast('Detector', detector)
 
 
-def installed_versions(modules: Iterable[str]) -> dict[str, str]:
+def installed_versions(
+    modules: Iterable[str] = ('torch', 'mmcv', 'mmdet', 'mmengine'),
+) -> dict[str, str]:
     """Versions of packages by the names that they are installed under.
 
     Two lines of packages bring MMDetection's modules: ``mmdet`` and ``onedl-mmdetection``, say.
@@ -67,16 +70,27 @@ def enable() -> None:
     # MMEngine looks for a distribution's folder, which an editable install does not have, but
     # falls back to the folder of a module if no distribution has that name.
     config_utils.MODULE2PACKAGE.setdefault('mmclipq', 'mmclipq.version')
-    allow_checkpoints()
+    _allow_checkpoints()
 
 
-def allow_checkpoints() -> None:
+def load_checkpoint(path: str | os.PathLike) -> Any:
+    """Content of a checkpoint that MMEngine wrote, on the CPU, by the safe loader of PyTorch.
+
+    onedl-mmengine takes what it lists off the list of safe classes when it has loaded, so they are
+    listed again before each load.
+    """
+    import torch
+
+    _allow_checkpoints()
+    return torch.load(path, map_location='cpu', weights_only=True)
+
+
+def _allow_checkpoints() -> None:
     """Let the safe loader of PyTorch read MMEngine's own checkpoints.
 
     Since version 2.6 ``torch.load`` unpickles only tensors and plain containers unless a class is
     listed. MMEngine 0.10 checkpoints hold ``HistoryBuffer`` objects with NumPy values: listing
-    these few classes keeps the safe loader for every file. Again before each load, because
-    onedl-mmengine takes what it lists off the list when it has loaded.
+    these few classes keeps the safe loader for every file.
     """
     import torch
 

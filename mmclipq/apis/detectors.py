@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .._compat import allow_checkpoints, mend_heads
+from .._compat import load_checkpoint, mend_heads
 from ..errors import ClipQError
 
 
@@ -66,9 +65,8 @@ def load_float_checkpoint(model: nn.Module, path: str | os.PathLike) -> dict[str
     path = Path(path)
     if not path.is_file():
         raise ClipQError(f'{path}: found no file, wanted a float checkpoint (.pth)')
-    allow_checkpoints()
     try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        checkpoint = load_checkpoint(path)
     except Exception as error:
         reason = str(error).strip().split('\n')[0]
         raise ClipQError(

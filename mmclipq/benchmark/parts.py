@@ -16,7 +16,7 @@ from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from .._compat import as_detector
+from .._compat import as_detector, load_checkpoint
 from ..apis import build_detector, load_int8
 from ..backends import Backend
 from ..detector import Int8Detector, executing
@@ -107,7 +107,7 @@ class FloatWay:
     def stock(self, setting: Setting, path: Path) -> nn.Module:
         """The float detector with the parameters in ``path``."""
         stock = build_detector(setting.cfg.model).eval()
-        stock.load_state_dict(torch.load(path, weights_only=True))
+        stock.load_state_dict(load_checkpoint(path))
         if self.dtype != torch.float32:
             stock = fuse_conv_bn(stock).to(self.dtype, memory_format=torch.channels_last)
         return stock.to(setting.images.device)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from .._compat import as_detector
 from ..errors import ClipQError
+from ..graph.writing import write_figure
 from ..pipeline.switch import use_quick_pipeline
 from .whole_way import Way, array_pipeline, ours
 
@@ -193,10 +194,7 @@ def draw_curves(curves: Sequence[Curve], path: Path, title: str) -> None:
         axis.spines[['top', 'right']].set_visible(False)
     figure.suptitle(title, fontsize=11)
     figure.tight_layout()
-    part = path.with_name(f'.{path.name}.part')
     try:
-        figure.savefig(part, dpi=120, format='png')
-        part.replace(path)
+        write_figure(path, figure)
     finally:
-        part.unlink(missing_ok=True)
         plt.close(figure)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..errors import ClipQError
 from ..graph import ir
+from ..graph.writing import write_figure
 from ..ops.cpu.library import follow_torch_threads, library
 from .parts import Run, Setting
 from .peers import PEERS, size_of
@@ -236,10 +237,7 @@ def draw(panels: Mapping[str, Sequence[Timing]], path: Path, title: str) -> None
         axis.spines[['top', 'right']].set_visible(False)
     figure.suptitle(title, fontsize=11)
     figure.tight_layout()
-    part = path.with_name(f'.{path.name}.part')
     try:
-        figure.savefig(part, dpi=120, format='png')
-        part.replace(path)
+        write_figure(path, figure)
     finally:
-        part.unlink(missing_ok=True)
         plt.close(figure)

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from .._compat import load_checkpoint
+from ..graph.writing import write_figure
 from .engine import Store
 from .recipe import Recipes
 from .summary import Number, Summary
@@ -19,7 +21,7 @@ def add_shares(summary: Summary, recipes: Recipes, store: Store, path: Path | No
     if result is None:
         return
     file = store.path(job) / result['checkpoint']
-    state = torch.load(file, map_location='cpu', weights_only=True)['state_dict']
+    state = load_checkpoint(file)['state_dict']
     weights = torch.cat([w.flatten() for k, w in state.items() if w.dim() == 4]).float()
     below, row = 0.0, summary.rows[0]
     for bound in summary.table.extra['bounds']:
@@ -65,14 +67,11 @@ def _draw(path: Path, fill: Any, title: str) -> None:
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(7, 4.5))
-    part = path.with_name(f'.{path.name}.part')
     try:
         fill(axis)
         axis.set_title(title, fontsize=10)
         axis.spines[['top', 'right']].set_visible(False)
         figure.tight_layout()
-        figure.savefig(part, dpi=120, format='png')
-        part.replace(path)
+        write_figure(path, figure)
     finally:
-        part.unlink(missing_ok=True)
         plt.close(figure)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+
+from ..graph.writing import write_atomically
 
 DESCRIPTION = 'job.json'
 RESULT = 'result.json'
@@ -17,9 +18,7 @@ LOG = 'output.log'
 
 def write(path: Path, content: Any) -> None:
     """Write JSON whole or not at all."""
-    part = path.with_name(f'{path.name}.part')
-    part.write_text(json.dumps(content, indent=1) + '\n')
-    os.replace(part, path)
+    write_atomically(path, (json.dumps(content, indent=1) + '\n').encode())
 
 
 def job_config(text: str) -> Config:

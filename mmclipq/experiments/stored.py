@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from ..evaluation.interval import average_precision
 from ..evaluation.matches import Cell, Matches
+from ..graph.writing import write_atomically
 from .definitions import METRICS
 
 _FIELDS = ('image', 'hit', 'counted', 'positives')
@@ -27,10 +28,9 @@ def save_matches(matches: Matches, path: Path) -> None:
     for k, row in enumerate(matches.cells):
         for a, cell in enumerate(row):
             arrays |= {f'{k}.{a}.{name}': getattr(cell, name) for name in _FIELDS}
-    part = path.with_name(f'{path.name}.part')
-    with part.open('wb') as file:
-        np.savez_compressed(file, **arrays)
-    os.replace(part, path)
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    write_atomically(path, content.getvalue())
 
 
 def load_matches(path: Path) -> Matches:

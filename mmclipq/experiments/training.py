@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
-from .._compat import mend_heads
+from .._compat import load_checkpoint, mend_heads
 from .files import RESULT, write
 from .rivals import RIVALS
 
@@ -110,7 +110,7 @@ def train(
     runner.register_hook(CurveHook(curve))
     runner.train()
     last = find_latest_checkpoint(str(folder))
-    state = torch.load(last, map_location='cpu', weights_only=True)
+    state = load_checkpoint(last)
     state.pop('optimizer', None)  # of use to nobody any more
     state.pop('param_schedulers', None)
     checkpoint = folder / 'last.pth'

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
@@ -184,6 +186,17 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
         OSError: if the folder cannot be made or written; nothing is left behind.
     """
     write_all_atomically({Path(path): data})
+
+
+def write_figure(path: str | os.PathLike, figure: Any) -> None:
+    """Write a figure of matplotlib as a PNG file that is whole or absent.
+
+    Raises:
+        OSError: as :func:`write_atomically` does.
+    """
+    content = io.BytesIO()
+    figure.savefig(content, dpi=120, format='png')
+    write_atomically(path, content.getvalue())
 
 
 def write_all_atomically(files: Mapping[Path, bytes]) -> None:

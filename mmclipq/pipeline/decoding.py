@@ -62,7 +62,7 @@ class Decoder:
             return None
         plan = self._plan(head, maps, settings)
         priors = None if plan is None else _priors(head, self._kind, plan.sizes)
-        if plan is None or priors is None or tuple(map(_shape, priors)) != plan.priors:
+        if plan is None or priors is None or tuple(x.shape for x in priors) != plan.priors:
             return None
         results = []
         for number, meta in enumerate(metas):
@@ -119,10 +119,6 @@ class Decoder:
             return None  # without proposals their labels are of another type
         boxes, scores, labels = found
         return InstanceData(bboxes=boxes, scores=scores, labels=labels)
-
-
-def _shape(x: Tensor) -> tuple[int, ...]:
-    return tuple(x.shape)
 
 
 def _priors(head: Any, kind: int, sizes: Sizes) -> list[Tensor] | None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmclipq.apis import build_detector, quantize
+from mmclipq.apis import quantize
 from mmclipq.benchmark import sweep as module
 from mmclipq.benchmark.peers import Subject, save_ours
 from mmclipq.benchmark.sweep import PANELS, Curve, draw_curves, sweep
@@ -15,13 +15,8 @@ from mmclipq.pipeline.heads import FastDenseHead
 
 
 @pytest.mark.skipif(bool(why_unavailable()), reason='no compiled CPU operators')
-def test_curves_of_a_file(load_config, digits_root, tmp_path, monkeypatch):
-    cfg = load_config('quickstart/yolov3_mobilenetv2_digits.py')
-    torch.manual_seed(0)
-    stock = build_detector(cfg.model, random=True).eval()
-    with torch.no_grad():
-        for conv in stock.bbox_head.convs_pred:
-            conv.weight.mul_(20)
+def test_curves_of_a_file(finder, digits_root, tmp_path, monkeypatch):
+    cfg, stock = finder
     encoded, ready = read_images(digits_root / 'JPEGImages', 2, stock, array_pipeline(cfg))
     path = save_ours(Subject(cfg, stock, stock, quantize(stock, ready), ready), tmp_path)
     monkeypatch.setattr(module, 'BATCHES', (1, 3))

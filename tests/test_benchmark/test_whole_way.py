@@ -26,14 +26,9 @@ from mmclipq.ops.cpu.library import why_unavailable
 
 
 @pytest.fixture
-def subject(load_config, digits_root):
+def subject(finder, digits_root):
     """A small detector with weights that find boxes, and images."""
-    cfg = load_config('quickstart/yolov3_mobilenetv2_digits.py')
-    torch.manual_seed(0)
-    stock = build_detector(cfg.model, random=True).eval()
-    with torch.no_grad():
-        for conv in stock.bbox_head.convs_pred:
-            conv.weight.mul_(20)
+    cfg, stock = finder
     model = build_detector(cfg.model, random=True).eval()
     model.load_state_dict(stock.state_dict())
     pipeline = array_pipeline(cfg)

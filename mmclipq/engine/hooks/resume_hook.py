@@ -18,7 +18,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
-from ..._compat import allow_checkpoints
+from ..._compat import load_checkpoint
 from ...errors import ClipQError, first_line
 from ...graph.writing import write_atomically
 from ...registry import HOOKS
@@ -74,8 +74,7 @@ def check_checkpoint_file(path: str | Path) -> None:
                 if damaged := file.testzip():
                     raise OSError(f'{damaged} is damaged')
         else:  # the format before PyTorch 1.6, or no checkpoint at all
-            allow_checkpoints()
-            torch.load(path, map_location='cpu', weights_only=True)
+            load_checkpoint(path)
     except Exception as error:
         raise ClipQError(
             f'{path}: found no whole checkpoint ({first_line(error)}), wanted one that MMEngine '

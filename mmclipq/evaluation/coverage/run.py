@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import signal
 import subprocess
@@ -19,9 +18,10 @@ from tqdm import tqdm
 
 from ..._compat import installed_versions
 from ...errors import ClipQError
+from ...graph.writing import write_atomically
 from ...version import __version__
+from ..own_process import environment_of
 from .outcome import Outcome, Settings
-from .worker import write
 
 _PATIENCE = 10
 """Times as long as the processor may be busy with a detector it may wait for other work."""
@@ -30,7 +30,7 @@ _PATIENCE = 10
 def made_with(settings: Settings) -> dict[str, Any]:
     """What outcomes depend on beside the detectors: versions, machine and settings."""
     versions = {'mmclipq': __version__, 'python': platform.python_version()}
-    versions |= installed_versions(('torch', 'mmcv', 'mmdet', 'mmengine'))
+    versions |= installed_versions()
     return {'versions': versions, 'machine': platform.machine(), 'settings': asdict(settings)}
 
 
@@ -63,9 +63,6 @@ def try_one(config: str, settings: Settings) -> Outcome:
         settings: How; a process that takes more time or memory ends.
     """
     config = str(Path(config).resolve())
-    root = str(Path(__file__).resolve().parents[3])
-    environment = {**os.environ, 'OMP_NUM_THREADS': str(settings.threads)}
-    environment['PYTHONPATH'] = os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))
     with tempfile.TemporaryDirectory() as folder:
         job = {'config': config, 'settings': asdict(settings), 'folder': folder}
         module = f'{__package__}.worker'
@@ -73,7 +70,11 @@ def try_one(config: str, settings: Settings) -> Outcome:
         log, reason = Path(folder) / 'log.txt', ''
         with log.open('w') as stream:
             process = subprocess.Popen(
-                command, stdout=stream, stderr=stream, env=environment, cwd=_place(config)
+                command,
+                stdout=stream,
+                stderr=stream,
+                env=environment_of(settings.threads),
+                cwd=_place(config),
             )
             try:
                 process.wait(_PATIENCE * settings.seconds)
@@ -131,5 +132,6 @@ def cover(
             found[name].config = name
         if path:
             held = {key: outcome.as_dict() for key, outcome in {**known, **found}.items()}
-            write(path, json.dumps({'made_with': about, 'outcomes': held}, indent=1) + '\n')
+            text = json.dumps({'made_with': about, 'outcomes': held}, indent=1) + '\n'
+            write_atomically(path, text.encode())
     return [found[name] for name, _ in configs]

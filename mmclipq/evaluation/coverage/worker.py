@@ -8,14 +8,8 @@ import resource
 import sys
 from pathlib import Path
 
+from ...graph.writing import write_atomically
 from .outcome import Outcome, Settings
-
-
-def write(path: Path, text: str) -> None:
-    """Write ``text`` whole or not at all."""
-    part = path.with_name(f'{path.name}.part')
-    part.write_text(text)
-    part.replace(path)
 
 
 def main(job: dict) -> None:
@@ -30,7 +24,7 @@ def main(job: dict) -> None:
     from .trial import Trial
 
     def report(outcome: Outcome) -> None:
-        write(folder / 'outcome.json', json.dumps(outcome.as_dict()))
+        write_atomically(folder / 'outcome.json', json.dumps(outcome.as_dict()).encode())
 
     Trial(job['config'], settings, folder, report).run()
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..._compat import installed_versions
 from ...errors import ClipQError
 from ...version import __version__
+from ..own_process import environment_of
 from .entries import Entry, is_address
 from .worker import FAILURE, ROW
 
@@ -40,8 +41,7 @@ class Settings:
 
 def versions() -> dict[str, str]:
     """What was installed."""
-    libraries = installed_versions(('torch', 'mmcv', 'mmdet', 'mmengine'))
-    return {'mmclipq': __version__, **libraries}
+    return {'mmclipq': __version__, **installed_versions()}
 
 
 def _key(entry: Entry, settings: Settings) -> str:
@@ -73,12 +73,9 @@ def _measured(entry: Entry, settings: Settings, out: Path, key: str) -> dict[str
         'entry': entry.as_dict(), 'folder': str(folder), 'downloads': str(out / 'checkpoints'),
         'key': key, **asdict(settings),
     }  # fmt: skip
-    root = str(Path(__file__).resolve().parents[3])
-    environment = {**os.environ, 'OMP_NUM_THREADS': str(settings.threads)}
-    environment['PYTHONPATH'] = os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))
     command = [sys.executable, '-W', 'ignore', '-m', f'{__package__}.worker', json.dumps(job)]
     with (folder / 'log.txt').open('w') as log:  # its progress bars are shown
-        code = subprocess.run(command, stdout=log, env=environment).returncode
+        code = subprocess.run(command, stdout=log, env=environment_of(settings.threads)).returncode
     if code == 0:
         row = _known(folder, key)
         assert row is not None

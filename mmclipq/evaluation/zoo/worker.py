@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ClipQError
-from ..coverage.worker import write
+from ...graph.writing import write_atomically
 from .entries import Entry
 
 ROW, FAILURE = 'row.json', 'failure.txt'
@@ -28,9 +28,10 @@ def main(job: dict[str, Any]) -> None:
             job['calib_images'],
         )  # fmt: skip
     except ClipQError as error:
-        write(folder / FAILURE, str(error))
+        write_atomically(folder / FAILURE, str(error).encode())
         sys.exit(1)
-    write(folder / ROW, json.dumps({'key': job['key'], **row.as_dict()}, indent=1) + '\n')
+    text = json.dumps({'key': job['key'], **row.as_dict()}, indent=1) + '\n'
+    write_atomically(folder / ROW, text.encode())
 
 
 if __name__ == '__main__':

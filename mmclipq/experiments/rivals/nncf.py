@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from torch import nn
 
+from ..._compat import load_checkpoint
 from ...apis import build_detector, load_float_checkpoint
 from ...apis.quantize_checkpoint import DEFAULT_IMAGES
 from .base import Rival
@@ -61,7 +61,7 @@ class Nncf(Rival):
     def _trained(self, cfg: Config, checkpoint: Path) -> tuple[Any, Parts]:
         detector = build_detector(cfg.model, random=True)
         parts = self._quantize(detector, cfg, 1)
-        state = torch.load(checkpoint, map_location='cpu', weights_only=True)['state_dict']
+        state = load_checkpoint(checkpoint)['state_dict']
         detector.load_state_dict(state)
         return detector.eval(), parts
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from torch import nn
 
+from ..._compat import load_checkpoint
 from ...apis import build_detector, load_float_checkpoint
 from ...apis.prune_channels import Everything
 from ...models.narrow import narrow, widths_of
@@ -50,7 +50,7 @@ class Pruning(OnnxRuntime):
 
     def detector(self, cfg: Config, checkpoint: Path) -> Any:
         detector = build_detector(cfg.model, random=True)
-        state = torch.load(checkpoint, map_location='cpu', weights_only=True)['state_dict']
+        state = load_checkpoint(checkpoint)['state_dict']
         narrow(detector, widths_of(detector, state))
         detector.load_state_dict(state)
         return detector.eval()

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import ClipQError
 from ...layers import ClipMixin
 from ...registry import MODELS
+from .weighted import WarmedLoss
 
 CLASSES = 32
 """Classes of rows, by how much of their magnitude lies in few weights; each has lengths of its own,
@@ -76,7 +77,7 @@ class _Bits(torch.autograd.Function):
 
 
 @MODELS.register_module()
-class BitsLoss(nn.Module):
+class BitsLoss(WarmedLoss):
     """Bits per weight of the codes of all clipped layers, times a share of the detector's losses.
 
     Codes are counted in steps of a share of each row's root mean square, a row being an output
@@ -96,22 +97,14 @@ class BitsLoss(nn.Module):
     def __init__(
         self, loss_weight: float = 3.0, fineness: float = 2.0, warmup_iters: int = 0
     ) -> None:
-        super().__init__()
+        super().__init__(loss_weight, warmup_iters)
         if loss_weight < 0 or warmup_iters < 0 or not 0 < fineness <= _LARGEST:
             raise ClipQError(
                 f'BitsLoss: found loss_weight={loss_weight}, fineness={fineness}, '
                 f'warmup_iters={warmup_iters}, wanted numbers that are not negative, and a '
                 f'fineness above 0 up to {_LARGEST}'
             )
-        self.loss_weight = loss_weight
         self.fineness = fineness
-        self.warmup_iters = warmup_iters
-
-    def factor(self, iteration: int) -> float:
-        """``loss_weight`` at the 0-based ``iteration``, warm-up included."""
-        if iteration >= self.warmup_iters:
-            return self.loss_weight
-        return self.loss_weight * (iteration + 1) / (self.warmup_iters + 1)
 
     def bits(self, layers: Iterable[ClipMixin]) -> Tensor:
         """Bits per weight, a scalar, of the layers that train; zero if there are none."""

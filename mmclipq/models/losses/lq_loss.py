@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ... import fixed_point as fp
 from ...errors import ClipQError
@@ -13,6 +13,7 @@ from ...layers import ClipMixin
 from ...ops.cpu.library import why_unavailable
 from ...ops.cpu.lq import lq_gradient, lq_sum
 from ...registry import MODELS
+from .weighted import WarmedLoss
 
 TARGETS = ('grid', 'clip')
 
@@ -74,7 +75,7 @@ class _SquaredDistance(torch.autograd.Function):
 
 
 @MODELS.register_module()
-class LqLoss(nn.Module):
+class LqLoss(WarmedLoss):
     """``loss_weight * sum((w - C(w))**2)`` over the weights of all clipped layers.
 
     Args:
@@ -90,7 +91,7 @@ class LqLoss(nn.Module):
     def __init__(
         self, loss_weight: float = 1.0, target: str = 'grid', warmup_iters: int = 0
     ) -> None:
-        super().__init__()
+        super().__init__(loss_weight, warmup_iters)
         if target not in TARGETS:
             raise ClipQError(f'LqLoss: found target {target!r}, wanted one of {TARGETS}')
         if loss_weight < 0 or warmup_iters < 0:
@@ -98,15 +99,7 @@ class LqLoss(nn.Module):
                 f'LqLoss: found loss_weight={loss_weight}, warmup_iters={warmup_iters}, '
                 'wanted numbers that are not negative'
             )
-        self.loss_weight = loss_weight
         self.target = target
-        self.warmup_iters = warmup_iters
-
-    def factor(self, iteration: int) -> float:
-        """``loss_weight`` at the 0-based ``iteration``, warm-up included."""
-        if iteration >= self.warmup_iters:
-            return self.loss_weight
-        return self.loss_weight * (iteration + 1) / (self.warmup_iters + 1)
 
     def forward(self, layers: Iterable[ClipMixin], iteration: int = 0) -> Tensor:
         """Scalar loss over the layers that train and whose weight range is known."""
