@@ -230,7 +230,8 @@ def _change_tensors(content: Content, rng: random.Random) -> None:
             pattern = rng.choice(
                 (bytes([value] * 4), b'\0\0\xc0\x7f', b'\0\0\x80\xff', b'\0\0\0\x7f')
             )
-            size = rng.choice((end - start, 4))
+            # An earlier change may have made the place huge.
+            size = min(rng.choice((end - start, 4)), len(content.bytes))
             content.bytes[start : start + size] = (pattern * (size // 4 + 1))[:size]
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
         return
