@@ -83,12 +83,17 @@ def cuda_extensions() -> list[Extension]:
     return [Extension(CUDA, [], depends=files, optional=not forced)]
 
 
+# The folder of a processor's own kernels.
+MACHINES = {'x86_64': 'x86', 'AMD64': 'x86', 'aarch64': 'arm', 'arm64': 'arm'}
+
+
 def cpu_extensions() -> list[Extension]:
     """The CPU operators, with oneDNN where its headers are (``pip install onednn-devel-cpu-gomp``).
 
     They are optional: without a compiler the reference backend does their work.
     """
-    if platform.machine() not in ('x86_64', 'AMD64'):
+    machine = MACHINES.get(platform.machine())
+    if machine is None:
         return []
     prefix = Path(os.environ.get('ONEDNN_ROOT', sys.prefix))
     onednn = {}
@@ -103,8 +108,10 @@ def cpu_extensions() -> list[Extension]:
     else:
         print(f'mmclipq: found no oneDNN under {prefix}, building the CPU operators without it')
     csrc = ROOT / 'mmclipq' / 'ops' / 'csrc'
-    sources = sorted((csrc / 'cpu').glob('*.cpp'))
-    headers = sorted([*(csrc / 'cpu').glob('*.h'), *(csrc / 'common').glob('*.h')])
+    folders = [csrc / 'cpu', csrc / 'cpu' / machine]
+    sources = sorted(path for folder in folders for path in folder.glob('*.cpp'))
+    headers = sorted(path for folder in [*folders, csrc / 'common'] for path in folder.glob('*.h'))
+    onednn['include_dirs'] = [*map(str, folders), *onednn.get('include_dirs', [])]
     return [
         Extension(
             'mmclipq.ops.cpu._cpu',

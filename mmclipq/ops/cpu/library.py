@@ -33,7 +33,7 @@ def _load() -> ctypes.CDLL | str:
     except (OSError, AttributeError) as error:  # AttributeError: built from other sources
         return f'it does not load ({error}); run: {BUILD_COMMAND}'
     if not library.clipq_has_products():
-        return 'this processor has no AVX2'
+        return 'this x86 processor has no AVX2'
     return library
 
 

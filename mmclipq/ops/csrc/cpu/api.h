@@ -4,7 +4,11 @@
 #include "../common/steps.h"
 
 // One clone for each generation of vector units; the loader takes the best.
+#ifdef __x86_64__
 #define CLIPQ_VECTORIZED __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
+#else
+#define CLIPQ_VECTORIZED
+#endif
 #define CLIPQ_INLINE inline __attribute__((always_inline))
 
 void clipq_step(const ClipqProductStep &, const ClipqBuffers &);

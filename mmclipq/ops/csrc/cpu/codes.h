@@ -5,8 +5,10 @@
 
 #include "curve.h"
 
-// Which vector units the operators use: 2 for AVX-512, 1 for AVX2, 0 for what every x86-64 has.
+// Which instructions the operators use, and the best of this processor. On x86-64: 2 for AVX-512, 1 for
+// AVX2, 0 for what all have. On Arm: 1 for dot products, 0 for what all of 64 bits have.
 int clipq_generation();
+int clipq_best_generation();
 
 // A code is (byte ^ flip) - subtrahend steps. A value in steps becomes a code once it is clipped to
 // [low, high] and rounded, by adding the offset.

@@ -7,7 +7,6 @@
 // reads codes where they are), sums some pixels by some channels at a time in registers, and finishes
 // a strip of pixels while the sums are in the first.
 
-#include <immintrin.h>
 #include <omp.h>
 
 #include <algorithm>
@@ -196,7 +195,7 @@ struct DirectCompiled::Task {
     const int64_t real = std::max<int64_t>(
         std::min(divided_up(g.width, g.take[1]) - left, in_columns) - before, 0);
     const ClipqCodes kind(layer.spec_.src_type == kInt8, layer.spec_.src_offset);
-    const int zero = item == 1 ? kind.subtrahend : 0;
+    const int zero = item == 1 ? kind.subtrahend - layer.kernels_.sign : 0;
     const auto fill = [&](char *to, int64_t pixels) {
       std::memset(to, zero, static_cast<size_t>(pixels * g.stored * item));
     };
@@ -225,7 +224,7 @@ struct DirectCompiled::Task {
   void copy_codes(const uint8_t *from, char *to, int64_t count, const ClipqCodes &kind) const {
     if (layer.kernels_.item == 2) {
       clipq_widen(from, reinterpret_cast<int16_t *>(to), count, kind);
-    } else if (kind.flip) {
+    } else if (kind.flip != layer.kernels_.sign) {
       clipq_flip(from, reinterpret_cast<uint8_t *>(to), count);
     } else {
       std::memcpy(to, from, static_cast<size_t>(count));
@@ -303,7 +302,7 @@ std::unique_ptr<Compiled> Direct::compile(const Shape &src, const Shape &dst,
   g.chunk = depthwise_ ? std::min<int64_t>(blocks, 4) : blocks;
   g.stored = depthwise_ && blocks > g.chunk ? g.chunk * kBlock : g.channels;
   g.in_place = kernels_.item == 1 && alone && g.take[0] == 1 && g.take[1] == 1 &&
-               s.src_type == kUint8 && g.channels % kernels_.together == 0;
+               (s.src_type == kInt8) == (kernels_.sign != 0) && g.channels % kernels_.together == 0;
   const int64_t most = kNumberBytes / kernels_.item / (depthwise_ ? 2 : 1) / g.stored;
   const auto reach = [&](int axis, int64_t count) {
     return (count - 1) * g.stride[axis] + (g.kernel[axis] - 1) * g.dilation[axis] + 1;
@@ -344,6 +343,17 @@ bool is_faster_direct(const ClipqProduct &spec) {
   return has_wide_kernels() && spec.groups == 1 && spec.activation >= kSilu;
 }
 
-bool has_direct_layers() { return __builtin_cpu_supports("avx2"); }
-
 }  // namespace clipq
+
+CLIPQ_VECTORIZED void clipq_widen(const uint8_t *codes, int16_t *numbers, int64_t count,
+                                  const ClipqCodes &kind) {
+  const uint8_t flip = static_cast<uint8_t>(kind.flip);
+  const int16_t less = static_cast<int16_t>(kind.subtrahend);
+  for (int64_t i = 0; i < count; ++i) {
+    numbers[i] = static_cast<int16_t>(static_cast<int16_t>(codes[i] ^ flip) - less);
+  }
+}
+
+CLIPQ_VECTORIZED void clipq_flip(const uint8_t *codes, uint8_t *flipped, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) flipped[i] = static_cast<uint8_t>(codes[i] ^ 128);
+}

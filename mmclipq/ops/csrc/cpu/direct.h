@@ -37,13 +37,15 @@ struct Kernels {
   int64_t lanes;     // channels of a vector
   int64_t vectors;   // most of a block
   SumBlock sum;
+  int32_t sign = 0;  // 128 where codes themselves are multiplied as int8, not as uint8
 };
 
-// Pairs of 16-bit numbers with AVX2; pairs of 16-bit numbers and quadruples of codes with VNNI.
+// Pairs of 16-bit numbers, for AVX2 and any Arm, and for AVX-512's VNNI.
 const Kernels &pair_kernels();
 const Kernels &wide_pair_kernels();
+// Quadruples of codes, for AVX-512's VNNI and Arm's dot products.
 const Kernels &quad_kernels();
-// Whether the processor is used with AVX-512's VNNI and without AMX.
+// Whether the processor is used with those; on x86 also without AMX.
 bool has_wide_kernels();
 
 // Channels of each block: as few blocks as can be, alike.

@@ -46,9 +46,11 @@ std::shared_ptr<const PackedWeights> pack_blocks(const ClipqProduct &spec, const
   const int64_t runs = kernel[0] * kernel[1] / taps, together = kernels.together;
   packed->steps = (taps * depth + together - 1) / together;
   packed->terms.resize(static_cast<size_t>(spec.outputs) + kBeyond);
-  // Codes are multiplied as they are, bytes above zero; what their offset adds is taken off.
+  // Codes are multiplied as bytes; what those are above the values is taken off.
   const int32_t subtrahend =
-      kernels.item == 1 ? ClipqCodes(spec.src_type == kInt8, spec.src_offset).subtrahend : 0;
+      kernels.item == 1
+          ? ClipqCodes(spec.src_type == kInt8, spec.src_offset).subtrahend - kernels.sign
+          : 0;
   for (int64_t group = 0; group < spec.groups; ++group) {
     for (Block block : split_blocks(outputs, kernels)) {
       block.first += group * outputs;

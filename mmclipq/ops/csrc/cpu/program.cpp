@@ -10,16 +10,7 @@
 
 namespace {
 
-int best_generation() {
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return 2;
-  }
-  return __builtin_cpu_supports("avx2") ? 1 : 0;
-}
-
-int generation = best_generation();
+int generation = clipq_best_generation();
 
 }  // namespace
 
@@ -27,7 +18,7 @@ int clipq_generation() { return generation; }
 
 // Lets the operators use older vector units than the processor's, for tests; returns what they use.
 CLIPQ_API int32_t clipq_limit_generation(int32_t most) {
-  generation = most < best_generation() ? most : best_generation();
+  generation = most < clipq_best_generation() ? most : clipq_best_generation();
   return generation;
 }
 

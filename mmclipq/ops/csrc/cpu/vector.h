@@ -95,9 +95,21 @@ CLIPQ_INLINE Floats activate(Floats v, float alpha) {
   return ClipqActivations<Ops>::activate<kActivation>(v, alpha);
 }
 
+#ifdef CLIPQ_NEON
+// GCC would widen one code after the other.
+CLIPQ_INLINE Ints widened(Codes codes) {
+  uint32_t four;
+  __builtin_memcpy(&four, &codes, sizeof(four));
+  const uint16x8_t words = vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four)));
+  return reinterpret_cast<Ints>(vmovl_u16(vget_low_u16(words)));
+}
+#else
+CLIPQ_INLINE Ints widened(Codes codes) { return __builtin_convertvector(codes, Ints); }
+#endif
+
 // Codes of either sign less their offset.
 CLIPQ_INLINE Ints integers(Codes codes, const ClipqCodes &kind) {
-  const Ints v = __builtin_convertvector(codes, Ints);
+  const Ints v = widened(codes);
   return (v ^ kind.flip) - kind.subtrahend;
 }
 
@@ -164,7 +176,7 @@ CLIPQ_INLINE Codes codes_of(Floats v, const ClipqCodes &kind) {
   v = Ops::smaller(Ops::larger(v, all(kind.low)), all(kind.high));
   // The last bits of the sum are the rounded number.
   const Ints bits = reinterpret_cast<Ints>(v + 12582912.0f) + kind.offset;
-  const __m128i bytes = last_bytes(reinterpret_cast<Words>(bits));
+  const auto bytes = last_bytes(reinterpret_cast<Words>(bits));
   return load<Codes>(&bytes);
 }
 

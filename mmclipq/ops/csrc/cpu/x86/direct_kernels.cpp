@@ -121,6 +121,8 @@ CLIPQ_AVX2 void sum_twos(const char *numbers, const int32_t *starts, int64_t cou
 
 }  // namespace
 
+bool has_direct_layers() { return __builtin_cpu_supports("avx2"); }
+
 const Kernels &pair_kernels() {
   static const Kernels kernels{2, 2, kPixels, kLanes, 2, sum_block};
   return kernels;
@@ -136,16 +138,3 @@ void sum_depthwise(const char *numbers, const int32_t *starts, int64_t count,
 }
 
 }  // namespace clipq
-
-CLIPQ_VECTORIZED void clipq_widen(const uint8_t *codes, int16_t *numbers, int64_t count,
-                                  const ClipqCodes &kind) {
-  const uint8_t flip = static_cast<uint8_t>(kind.flip);
-  const int16_t less = static_cast<int16_t>(kind.subtrahend);
-  for (int64_t i = 0; i < count; ++i) {
-    numbers[i] = static_cast<int16_t>(static_cast<int16_t>(codes[i] ^ flip) - less);
-  }
-}
-
-CLIPQ_VECTORIZED void clipq_flip(const uint8_t *codes, uint8_t *flipped, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) flipped[i] = static_cast<uint8_t>(codes[i] ^ 128);
-}
