@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 
 #include "api.h"
@@ -12,10 +13,11 @@
 
 namespace {
 
-constexpr double kLargestError = 0.02;  // steps; twice that share of values is computed again
-constexpr double kSmallError = 0.004;
-constexpr double kRounding = 1.0 / 1024;  // steps, of float32 in both ways to a place below 1024
-constexpr int kSamples = 64;              // of a piece
+constexpr int kSamples = 64;  // of a piece
+constexpr double kGrid = 1 << ClipqCurve::kFraction;  // places of a step
+constexpr double kUnit = 1.0 / (1 << 24);             // of float32's rounding, relative
+constexpr double kFarthest = 1000;                    // steps that the bits of a place hold
+constexpr int kFewUnsure = 4, kMostUnsure = 7;        // bits of the fraction; 0.4 and 3 % of the values
 
 double silu(double v) { return v / (1.0 + std::exp(-v)); }
 
@@ -41,48 +43,120 @@ void fit(Function f, double c[4]) {
   std::copy(p, p + 4, c);
 }
 
-// Fills `curve` from `low` to `high`; returns the largest error of a place.
-template <typename Place>
-double fit_pieces(Place place, double low, double high, ClipqCurve *curve) {
-  curve->per_width = static_cast<float>((ClipqCurve::kPieces - 1) / (high - low));
-  curve->low = static_cast<float>(low);
-  curve->high = static_cast<float>(high);
-  const double width = 1 / static_cast<double>(curve->per_width);
-  const auto first = static_cast<int>(std::nearbyint(curve->low * curve->per_width));
-  double worst = 0;
-  for (int i = 0; i < ClipqCurve::kPieces; ++i) {
-    const int n = first + i, at = n & (ClipqCurve::kPieces - 1);
-    double c[4];
-    fit([&](double r) { return place((n + r) * width); }, c);
-    for (int k = 0; k < 4; ++k) curve->coefficients[k][at] = static_cast<float>(c[k]);
-    for (int s = 0; s <= kSamples; ++s) {
-      const double r = static_cast<double>(s) / kSamples - 0.5;
-      const double found = ((c[3] * r + c[2]) * r + c[1]) * r + c[0];
-      worst = std::max(worst, std::abs(found - place((n + r) * width)));
-    }
+// From coefficients of powers of r = x * per_width - n to those of powers of x.
+void expand(double per_width, int n, double c[4]) {
+  double p[4] = {c[3], 0, 0, 0};
+  for (int i = 2; i >= 0; --i) {
+    for (int k = 3; k > 0; --k) p[k] = p[k - 1] * per_width - n * p[k];
+    p[0] = c[i] - n * p[0];
   }
-  const double error = 2 * worst + kRounding;
-  curve->most = static_cast<float>(0.5 - error);
-  return error;
+  std::copy(p, p + 4, c);
 }
+
+class Fit {
+ public:
+  Fit(const ClipqEpilogue &e, ClipqCurve *curve) : e_(e), curve_(curve) {}
+
+  // Pieces from `low` to `high`; below, the place is that of `low` if it `ends` there, else unknown.
+  // Returns how many bits of a fraction are zero where the code is not certain.
+  int pieces(double low, double high, bool ends) {
+    curve_->per_width = static_cast<float>((ClipqCurve::kPieces - 3) / (high - low));
+    const double per_width = static_cast<double>(curve_->per_width), width = 1 / per_width;
+    const auto first = static_cast<int>(std::nearbyint(low * per_width));
+    curve_->low = static_cast<float>(ends ? low : (first - 1) * width);
+    curve_->high = static_cast<float>(high);
+    const auto last = static_cast<int>(std::nearbyint(high * per_width));
+    for (auto &c : curve_->coefficients) std::fill(std::begin(c), std::end(c), 0.0f);
+    double worst = 0, lowest = place(high), highest = lowest;
+    for (int n = first; n <= last; ++n) {
+      double c[4];
+      fit([&](double r) { return place((n + r) * width); }, c);
+      expand(per_width, n, c);
+      float *to = curve_->coefficients[0] + at(n);
+      for (int k = 0; k < 4; ++k) to[k * ClipqCurve::kPieces] = static_cast<float>(c[k]);
+      for (int s = 0; s <= kSamples; ++s) {
+        const double x = (n + static_cast<double>(s) / kSamples - 0.5) * width;
+        worst = std::max(worst, error(to, x));
+        lowest = std::min(lowest, place(x));
+        if (x <= high) highest = std::max(highest, place(x));
+      }
+    }
+    return finish(first, last, worst, lowest, highest);
+  }
+
+  double place(double v) const { return silu(v) * static_cast<double>(e_.scale); }
+
+  // What residual codes add behind the activation, at most.
+  double span() const {
+    return e_.residual_order == 2
+               ? 256 * static_cast<double>(e_.residual_step) * static_cast<double>(e_.scale)
+               : 0;
+  }
+
+ private:
+  static int at(int n) { return n & (ClipqCurve::kPieces - 1); }
+
+  // How far a place may lie from the reference's: what the cubic misses, its roundings, and those of
+  // the activation operation by operation.
+  double error(const float *c, double x) const {
+    const auto of = [&](int k) { return static_cast<double>(c[k * ClipqCurve::kPieces]); };
+    const double q = of(3) * x + of(2), p = q * x + of(1), wanted = place(x);
+    return 1.25 * std::abs(p * x + of(0) - wanted) +
+           kUnit * (std::abs(q) * x * x + std::abs(p * x) + 8 * std::abs(wanted));
+  }
+
+  int finish(int first, int last, double worst, double lowest, double highest) {
+    const double span = this->span();
+    // c0 and the place are rounded to the grid, and so is the sum with the residual's.
+    worst += 1 / kGrid;
+    if (span > 0) worst += 0.5 / kGrid + 4 * kUnit * (span + highest - lowest);
+    int unsure = 0;
+    while ((1 << unsure) <= 2 * worst * kGrid + 1) ++unsure;
+    if (unsure > kMostUnsure) return unsure;
+    curve_->sure = (1 << ClipqCurve::kFraction) - (1 << unsure);
+    if (std::max(highest, -lowest) + span + std::abs(e_.dst.offset) > kFarthest) {
+      return ClipqCurve::kFraction;
+    }
+    const double added =
+        static_cast<double>(ClipqCurve::kMagic) + e_.dst.offset + 0.5 + worst;
+    // Of the other pieces nothing is certain: the fraction of what is no number is zero, whatever is
+    // added to it.
+    float *c0 = curve_->coefficients[0];
+    for (int i = 0; i < ClipqCurve::kPieces; ++i) {
+      const bool used = at(i - first) <= last - first;
+      c0[i] = used ? static_cast<float>(c0[i] + added) : std::numeric_limits<float>::quiet_NaN();
+    }
+    const double margin = 0.5 - 2 * worst - 2 / kGrid;
+    curve_->clipped = span == 0 && highest < static_cast<double>(e_.dst.high) + margin &&
+                      lowest > static_cast<double>(e_.dst.low) - margin;
+    return unsure;
+  }
+
+  const ClipqEpilogue &e_;
+  ClipqCurve *curve_;
+};
 
 }  // namespace
 
 bool clipq_fit_curve(const ClipqEpilogue &e, ClipqCurve *curve) {
   if (e.activation != kSilu || e.dst_float) return false;
-  const auto place = [&](double v) { return silu(v) * e.scale; };
-  // What is added behind the activation may bring any place back to where codes differ.
-  const bool added = e.residual_order == 2;
-  const double span = added ? 256.0 * e.residual_step * e.scale : 0.0;
-  if (span > 512) return false;
-  const double top = static_cast<double>(e.dst.high) + 1 + span, tail = added ? 1e-4 : 0.25;
+  Fit fit(e, curve);
+  // From the top on the code stays that at the top, and below `low` zero's; with residual codes added
+  // behind the activation the former holds as well, the latter does not.
+  const double top = static_cast<double>(e.dst.high) + fit.span();
   double low = -2, high = 1 / static_cast<double>(e.scale);
-  while (place(low) < -tail) low -= 0.125;
-  while (place(high) < top) high *= 1.03125;
-  // Below `low` the code stays as it is.
-  curve->least = -std::numeric_limits<float>::infinity();
-  if (fit_pieces(place, low, high, curve) <= kSmallError) return true;
-  // In small ranges few values lie so far below; those are computed operation by operation.
-  curve->least = static_cast<float>(-4 * high);
-  return fit_pieces(place, -4 * high, high, curve) <= kLargestError;
+  while (fit.place(low) < -0.25) low -= 0.125;
+  while (fit.place(high) < top) high *= 1.03125;
+  double below = high / 1.03125;
+  for (int i = 0; i < 60; ++i) {
+    const double middle = (below + high) / 2;
+    (fit.place(middle) < top ? below : high) = middle;
+  }
+  const int unsure = fit.pieces(low, high, e.residual_order != 2);
+  if (unsure <= kFewUnsure) return true;
+  // In small ranges few values lie far below; those are computed operation by operation.
+  ClipqCurve whole = *curve;
+  const int near = fit.pieces(-2 * high, high, false);
+  if (near >= unsure) *curve = whole;
+  return std::min(near, unsure) <= kMostUnsure;
 }

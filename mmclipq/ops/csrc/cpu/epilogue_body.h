@@ -27,7 +27,9 @@ CLIPQ_INLINE void put(const ClipqEpilogue &e, [[maybe_unused]] const Near &near,
     Floats place = near.curve(v);
     if (kOrder == 2) place = place + r * e.scale;
     Codes codes;
-    if (__builtin_expect(near.curve.codes(v, place, e.dst, &codes), 1)) return finish(codes);
+    if (__builtin_expect(near.curve.template codes<Near::clipped>(place, &codes), 1)) {
+      return finish(codes);
+    }
   }
 #endif
   v = activate<kActivation>(v, e.alpha);
@@ -45,8 +47,9 @@ struct Exactly {
 };
 
 #ifdef CLIPQ_AVX512
+template <bool kClipped>
 struct Nearly {
-  static constexpr bool value = true;
+  static constexpr bool value = true, clipped = kClipped;
   Curve curve;
 };
 #endif
@@ -60,18 +63,27 @@ struct Rows {
   void *dst;
   int64_t dst_stride, pixels, first, channels;
 
-  template <int kActivation, int kOrder, typename Result, typename Near>
-  CLIPQ_INLINE void run(const Near &near) const {
+  // `kVectors`: those of a pixel, the last one perhaps in part, or 0 for any number.
+  template <int kActivation, int kOrder, typename Result, int kVectors, typename Near>
+  CLIPQ_INLINE void run_pixels(const Near &near) const {
     const ClipqEpilogue e = epilogue;  // a copy, which no store can change
     const int64_t channels = this->channels, first = this->first, pixels = this->pixels;
-    const int64_t whole = channels / kLanes * kLanes, rest = channels - whole;
+    const int64_t rest = channels % kLanes;
+    const int64_t whole = (kVectors ? kVectors - (rest != 0) : channels / kLanes) * kLanes;
     const int32_t *from = sums;
     const uint8_t *added = residual;
     Result *to = static_cast<Result *>(dst);
     const int64_t from_step = sum_stride, added_step = residual_stride, to_step = dst_stride;
+    const auto all_of = [&](int64_t c) __attribute__((always_inline)) {
+      put<kActivation, kOrder, true>(e, near, from + c, added + c, first + c, to + c, kLanes);
+    };
     for (int64_t i = 0; i < pixels; ++i, from += from_step, to += to_step) {
-      for (int64_t c = 0; c < whole; c += kLanes) {
-        put<kActivation, kOrder, true>(e, near, from + c, added + c, first + c, to + c, kLanes);
+      if constexpr (kVectors) {
+#pragma GCC unroll 2
+        for (int64_t c = 0; c < (kVectors - 1) * kLanes; c += kLanes) all_of(c);
+        if (!rest) all_of((kVectors - 1) * kLanes);
+      } else {
+        for (int64_t c = 0; c < whole; c += kLanes) all_of(c);
       }
       if (rest) {
         put<kActivation, kOrder, false>(e, near, from + whole, added + whole, first + whole, to + whole,
@@ -81,12 +93,28 @@ struct Rows {
     }
   }
 
+  template <int kActivation, int kOrder, typename Result, typename Near>
+  CLIPQ_INLINE void run(const Near &near) const {
+    if constexpr (Near::value) {
+      switch ((channels + kLanes - 1) / kLanes) {
+        case 1: return run_pixels<kActivation, kOrder, Result, 1>(near);
+        case 2: return run_pixels<kActivation, kOrder, Result, 2>(near);
+        case 3: return run_pixels<kActivation, kOrder, Result, 3>(near);
+      }
+    }
+    run_pixels<kActivation, kOrder, Result, 0>(near);
+  }
+
   template <int kActivation, int kOrder, typename Result>
   CLIPQ_INLINE void run() const {
 #ifdef CLIPQ_AVX512
     if constexpr (kActivation == kSilu && sizeof(Result) == 1) {
       if (epilogue.curve != nullptr) {
-        return run<kActivation, kOrder, Result>(Nearly{Curve(*epilogue.curve)});
+        const Curve curve(*epilogue.curve, epilogue.dst);
+        if (kOrder < 2 && epilogue.curve->clipped) {
+          return run<kActivation, kOrder, Result>(Nearly<true>{curve});
+        }
+        return run<kActivation, kOrder, Result>(Nearly<false>{curve});
       }
     }
 #endif

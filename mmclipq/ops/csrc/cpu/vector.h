@@ -95,22 +95,12 @@ CLIPQ_INLINE Floats activate(Floats v, float alpha) {
   return ClipqActivations<Ops>::activate<kActivation>(v, alpha);
 }
 
-#ifdef CLIPQ_NEON
-// GCC would widen one code after the other.
-CLIPQ_INLINE Ints widened(Codes codes) {
-  uint32_t four;
-  __builtin_memcpy(&four, &codes, sizeof(four));
-  const uint16x8_t words = vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four)));
-  return reinterpret_cast<Ints>(vmovl_u16(vget_low_u16(words)));
-}
-#else
-CLIPQ_INLINE Ints widened(Codes codes) { return __builtin_convertvector(codes, Ints); }
-#endif
-
 // Codes of either sign less their offset.
 CLIPQ_INLINE Ints integers(Codes codes, const ClipqCodes &kind) {
-  const Ints v = widened(codes);
-  return (v ^ kind.flip) - kind.subtrahend;
+  // A conversion of vectors would go through pieces of them.
+  Packed bytes{};
+  __builtin_memcpy(&bytes, &codes, sizeof(codes));
+  return (reinterpret_cast<Ints>(widened(bytes)) ^ kind.flip) - kind.subtrahend;
 }
 
 CLIPQ_INLINE Ints integers(const uint8_t *codes, const ClipqCodes &kind) {
@@ -126,47 +116,47 @@ CLIPQ_INLINE Floats numbers(const uint8_t *codes, const ClipqCodes &kind) {
 }
 
 #ifdef CLIPQ_AVX512
-// A curve in registers.
+// A curve in registers, each by its name: of an array the compiler would keep a copy in memory.
 struct Curve {
-  __m512 c[4][2], low, high, per_width, most, least;
+  __m512 c00, c01, c10, c11, c20, c21, c30, c31, low, high, per_width;
+  __m512i sure, least, most;
 
-  explicit CLIPQ_INLINE Curve(const ClipqCurve &from)
-      : low(_mm512_set1_ps(from.low)), high(_mm512_set1_ps(from.high)),
-        per_width(_mm512_set1_ps(from.per_width)), most(_mm512_set1_ps(from.most)),
-        least(_mm512_set1_ps(from.least)) {
-    for (int k = 0; k < 4; ++k) {
-      for (int i = 0; i < 2; ++i) c[k][i] = _mm512_loadu_ps(from.coefficients[k] + 16 * i);
-    }
-  }
+  explicit CLIPQ_INLINE Curve(const ClipqCurve &from, const ClipqCodes &kind)
+      : c00(half(from, 0, 0)), c01(half(from, 0, 1)), c10(half(from, 1, 0)), c11(half(from, 1, 1)),
+        c20(half(from, 2, 0)), c21(half(from, 2, 1)), c30(half(from, 3, 0)), c31(half(from, 3, 1)),
+        low(_mm512_set1_ps(from.low)), high(_mm512_set1_ps(from.high)),
+        per_width(_mm512_set1_ps(from.per_width)), sure(_mm512_set1_epi32(from.sure)),
+        least(_mm512_set1_epi32(ClipqCurve::kMagicCode + static_cast<int32_t>(kind.low) +
+                                kind.offset)),
+        most(_mm512_set1_epi32(ClipqCurve::kMagicCode + static_cast<int32_t>(kind.high) +
+                               kind.offset)) {}
 
   // Places of values.
   CLIPQ_INLINE __m512 operator()(__m512 v) const {
     const __m512 x = _mm512_min_ps(_mm512_max_ps(v, low), high);
-    const __m512 magic = _mm512_set1_ps(12582912.0f);
-    const __m512 t = _mm512_fmadd_ps(x, per_width, magic);  // its last bits are the piece's number
-    const __m512 r = _mm512_fmsub_ps(x, per_width, _mm512_sub_ps(t, magic));
-    const __m512i n = _mm512_castps_si512(t);
-    const auto of = [&](int k) __attribute__((always_inline)) {
-      return _mm512_permutex2var_ps(c[k][0], n, c[k][1]);
-    };
-    __m512 q = _mm512_fmadd_ps(of(3), r, of(2));
-    q = _mm512_fmadd_ps(q, r, of(1));
-    return _mm512_fmadd_ps(q, r, of(0));
+    // The last bits of the sum are the piece's number.
+    const __m512i n =
+        _mm512_castps_si512(_mm512_fmadd_ps(x, per_width, _mm512_set1_ps(12582912.0f)));
+    __m512 q = _mm512_fmadd_ps(_mm512_permutex2var_ps(c30, n, c31), x,
+                               _mm512_permutex2var_ps(c20, n, c21));
+    q = _mm512_fmadd_ps(q, x, _mm512_permutex2var_ps(c10, n, c11));
+    return _mm512_fmadd_ps(q, x, _mm512_permutex2var_ps(c00, n, c01));
   }
 
-  // Codes of the places of values, and whether all are certain.
-  CLIPQ_INLINE bool codes(__m512 v, __m512 q, const ClipqCodes &kind, Codes *codes) const {
-    const __m512 magic = _mm512_set1_ps(12582912.0f);
-    const __m512 t = _mm512_add_ps(q, magic);
-    const __m512 off = _mm512_sub_ps(q, _mm512_sub_ps(t, magic));
-    const __mmask16 close = _mm512_cmp_ps_mask(_mm512_abs_ps(off), most, _CMP_NLE_UQ);
-    const __mmask16 unknown = _mm512_cmp_ps_mask(v, least, _CMP_NGE_UQ);
-    __m512i n = _mm512_sub_epi32(_mm512_castps_si512(t), _mm512_set1_epi32(0x4b400000));
-    n = _mm512_max_epi32(n, _mm512_set1_epi32(static_cast<int32_t>(kind.low)));
-    n = _mm512_min_epi32(n, _mm512_set1_epi32(static_cast<int32_t>(kind.high)));
-    const __m128i bytes = last_bytes(_mm512_add_epi32(n, _mm512_set1_epi32(kind.offset)));
+  // Codes of places, and whether all are certain.
+  template <bool kClipped>
+  CLIPQ_INLINE bool codes(__m512 place, Codes *codes) const {
+    const __m512i bits = _mm512_castps_si512(place);
+    __m512i n = _mm512_srli_epi32(bits, ClipqCurve::kFraction);
+    if (!kClipped) n = _mm512_min_epi32(_mm512_max_epi32(n, least), most);
+    const __m128i bytes = last_bytes(n);
     __builtin_memcpy(codes, &bytes, sizeof(bytes));
-    return (close | unknown) == 0;
+    return _mm512_testn_epi32_mask(bits, sure) == 0;
+  }
+
+ private:
+  static CLIPQ_INLINE __m512 half(const ClipqCurve &from, int k, int i) {
+    return _mm512_loadu_ps(from.coefficients[k] + 16 * i);
   }
 };
 #endif

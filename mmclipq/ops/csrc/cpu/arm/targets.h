@@ -11,6 +11,7 @@ namespace {
 namespace v1 {
 constexpr int kLanes = 4;
 typedef uint32x4_t Words;
+typedef uint8x8_t Packed;
 // As x86 has them: the second where either is no number.
 CLIPQ_INLINE float32x4_t minimum(float32x4_t a, float32x4_t b) {
   return vbslq_f32(vcltq_f32(a, b), a, b);
@@ -18,13 +19,14 @@ CLIPQ_INLINE float32x4_t minimum(float32x4_t a, float32x4_t b) {
 CLIPQ_INLINE float32x4_t maximum(float32x4_t a, float32x4_t b) {
   return vbslq_f32(vcgtq_f32(a, b), a, b);
 }
+CLIPQ_INLINE uint32x4_t widened(uint8x8_t bytes) {
+  return vmovl_u16(vget_low_u16(vmovl_u8(bytes)));
+}
 CLIPQ_INLINE uint8x8_t last_bytes(uint32x4_t v) {
   const uint16x4_t words = vmovn_u32(v);
   return vmovn_u16(vcombine_u16(words, words));
 }
-#define CLIPQ_NEON 1
 #include "vector.h"
 #include CLIPQ_BODY
-#undef CLIPQ_NEON
 }  // namespace v1
 }  // namespace

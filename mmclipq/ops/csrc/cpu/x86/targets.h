@@ -19,9 +19,11 @@ namespace {
 namespace v4 {
 constexpr int kLanes = 16;
 typedef __m512i Words;
+typedef __m128i Packed;
 CLIPQ_INLINE __m512 minimum(__m512 a, __m512 b) { return _mm512_min_ps(a, b); }
 CLIPQ_INLINE __m512 maximum(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
 CLIPQ_INLINE __m128i last_bytes(__m512i v) { return _mm512_cvtepi32_epi8(v); }
+CLIPQ_INLINE __m512i widened(__m128i bytes) { return _mm512_cvtepu8_epi32(bytes); }
 #define CLIPQ_AVX512 1
 #include "vector.h"
 #include CLIPQ_BODY
@@ -36,8 +38,10 @@ namespace {
 namespace v3 {
 constexpr int kLanes = 8;
 typedef __m256i Words;
+typedef __m128i Packed;
 CLIPQ_INLINE __m256 minimum(__m256 a, __m256 b) { return _mm256_min_ps(a, b); }
 CLIPQ_INLINE __m256 maximum(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
+CLIPQ_INLINE __m256i widened(__m128i bytes) { return _mm256_cvtepu8_epi32(bytes); }
 CLIPQ_INLINE __m128i last_bytes(__m256i v) {
   v = _mm256_and_si256(v, _mm256_set1_epi32(255));
   const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
@@ -53,8 +57,13 @@ namespace {
 namespace v1 {
 constexpr int kLanes = 4;
 typedef __m128i Words;
+typedef __m128i Packed;
 CLIPQ_INLINE __m128 minimum(__m128 a, __m128 b) { return _mm_min_ps(a, b); }
 CLIPQ_INLINE __m128 maximum(__m128 a, __m128 b) { return _mm_max_ps(a, b); }
+CLIPQ_INLINE __m128i widened(__m128i bytes) {
+  const __m128i zero = _mm_setzero_si128();
+  return _mm_unpacklo_epi16(_mm_unpacklo_epi8(bytes, zero), zero);
+}
 CLIPQ_INLINE __m128i last_bytes(__m128i v) {
   v = _mm_and_si128(v, _mm_set1_epi32(255));
   const __m128i words = _mm_packs_epi32(v, v);
