@@ -111,7 +111,7 @@ class Fit {
     worst += 1 / kGrid;
     if (span > 0) worst += 0.5 / kGrid + 4 * kUnit * (span + highest - lowest);
     int unsure = 0;
-    while ((1 << unsure) <= 2 * worst * kGrid + 1) ++unsure;
+    while ((1 << unsure) <= 2 * worst * kGrid) ++unsure;
     if (unsure > kMostUnsure) return unsure;
     curve_->sure = (1 << ClipqCurve::kFraction) - (1 << unsure);
     if (std::max(highest, -lowest) + span + std::abs(e_.dst.offset) > kFarthest) {

@@ -42,18 +42,32 @@ class Direct : public Layer {
         depthwise_(is_depthwise(spec)),
         kernels_(has_wide_kernels() && !depthwise_ ? quad_kernels() : pair_kernels()),
         packed_(depthwise_ ? pack_depthwise(spec, weights) : pack_blocks(spec, weights, kernels_)),
-        epilogue_(std::make_shared<Epilogue>(spec, multiplier, bias)) {}
+        epilogue_(std::make_shared<Epilogue>(spec, multiplier, bias)),
+        epilogue_of_pixels_(epilogue_of(spec, multiplier, bias, packed_->pixels)) {}
 
   std::unique_ptr<Compiled> compile(const Shape &src, const Shape &dst, const Shape &before,
                                     bool) override;
 
  private:
+  // Pixels whose channels are summed together are finished as one of so many times the channels.
+  static std::shared_ptr<const Epilogue> epilogue_of(ClipqProduct spec, const float *multiplier,
+                                                     const float *bias, int64_t pixels) {
+    if (pixels == 1) return nullptr;
+    std::vector<float> multipliers, biases;
+    for (int64_t i = 0; i < pixels; ++i) {
+      multipliers.insert(multipliers.end(), multiplier, multiplier + spec.outputs);
+      biases.insert(biases.end(), bias, bias + spec.outputs);
+    }
+    spec.outputs *= pixels;
+    return std::make_shared<Epilogue>(spec, multipliers.data(), biases.data());
+  }
+
   friend class DirectCompiled;
   const ClipqProduct spec_;
   const bool depthwise_;
   const Kernels &kernels_;
   const std::shared_ptr<const PackedWeights> packed_;
-  const std::shared_ptr<const Epilogue> epilogue_;
+  const std::shared_ptr<const Epilogue> epilogue_, epilogue_of_pixels_;
 };
 
 class DirectCompiled : public Compiled {
@@ -64,6 +78,8 @@ class DirectCompiled : public Compiled {
         kernels_(layer.kernels_),
         weights_(layer.packed_),
         epilogue_(layer.epilogue_),
+        epilogue_of_pixels_(layer.epilogue_of_pixels_),
+        sum_(weights_->pixels == 1 ? kernels_.sum : sum_of_pixels(weights_->pixels)),
         g_(geometry),
         threads_(omp_get_max_threads()) {
     const int64_t in_rows = reach(0, g_.tile[0]), in_columns = reach(1, g_.tile[1]);
@@ -116,7 +132,8 @@ class DirectCompiled : public Compiled {
   const bool depthwise_;
   const Kernels &kernels_;
   const std::shared_ptr<const PackedWeights> weights_;
-  const std::shared_ptr<const Epilogue> epilogue_;
+  const std::shared_ptr<const Epilogue> epilogue_, epilogue_of_pixels_;
+  const SumBlock sum_;
   const Geometry g_;
   const int threads_;
   int64_t numbers_, lanes_, each_, row_numbers_;
@@ -173,11 +190,10 @@ struct DirectCompiled::Task {
                         static_cast<int64_t>(layer.offsets_.size()) / 2,
                         layer.weights_->numbers.data() + block.weights, sums);
         } else {
-          layer.kernels_.sum(numbers + block.channel * item, starts + from, count,
-                             layer.offsets_.data(), static_cast<int64_t>(layer.offsets_.size()),
-                             layer.weights_->steps, block.vectors,
-                             layer.weights_->numbers.data() + block.weights,
-                             layer.weights_->terms.data() + block.first, sums);
+          layer.sum_(numbers + block.channel * item, starts + from, count, layer.offsets_.data(),
+                     static_cast<int64_t>(layer.offsets_.size()), layer.weights_->steps,
+                     block.vectors, layer.weights_->numbers.data() + block.weights,
+                     layer.weights_->terms.data() + block.first, sums);
         }
         finish(block, from, count);
       }
@@ -233,19 +249,27 @@ struct DirectCompiled::Task {
 
   // Sums of `count` pixels of the rectangle from `from` on become results, row by row.
   void finish(const Block &block, int64_t from, int64_t count) const {
-    const int64_t item = layer.spec_.dst_type == kFloat ? 4 : 1;
+    const int64_t joined = layer.weights_->pixels, outputs = layer.spec_.outputs;
+    const int64_t lanes = joined > 1         ? outputs
+                          : layer.depthwise_ ? kBlock
+                                             : block.vectors * layer.kernels_.lanes;
     for (int64_t i = 0; i < count;) {
       const int64_t y = (from + i) / columns, x = (from + i) % columns;
-      const int64_t pixels = std::min(columns - x, count - i);
+      int64_t pixels = std::min(columns - x, count - i);
       const int64_t pixel = (image * g.rows + row + y) * g.columns + column + x;
-      const int64_t lanes = layer.depthwise_ ? kBlock : block.vectors * layer.kernels_.lanes;
-      clipq_finish(layer.epilogue_->spec, sums + i * lanes, lanes,
-                   residual == nullptr
-                       ? nullptr
-                       : residual + pixel * layer.spec_.outputs + block.first,
-                   layer.spec_.outputs,
-                   static_cast<char *>(dst) + (pixel * dst_stride + block.first) * item, dst_stride,
-                   pixels, block.first, block.count);
+      const uint8_t *added =
+          residual == nullptr ? nullptr : residual + pixel * outputs + block.first;
+      const int64_t item = layer.spec_.dst_type == kFloat ? 4 : 1;
+      void *to = static_cast<char *>(dst) + (pixel * dst_stride + block.first) * item;
+      if (joined > 1 && dst_stride == outputs && pixels >= joined) {
+        const int64_t all = joined * outputs;
+        pixels -= pixels % joined;
+        clipq_finish(layer.epilogue_of_pixels_->spec, sums + i * lanes, all, added, all, to, all,
+                     pixels / joined, 0, all);
+      } else {
+        clipq_finish(layer.epilogue_->spec, sums + i * lanes, lanes, added, outputs, to, dst_stride,
+                     pixels, block.first, block.count);
+      }
       i += pixels;
     }
   }

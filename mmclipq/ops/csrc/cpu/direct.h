@@ -22,6 +22,7 @@ struct PackedWeights {
   std::vector<int32_t> terms;  // what the sum of each channel starts with, and some zeros
   int64_t steps = 0;           // of one run, the numbers that lie without gaps in the source
   bool joined = false;         // whether the taps of a row of the kernel are one run
+  int64_t pixels = 1;          // whose channels fill the only block together
 };
 
 // Sums of `count` pixels, which start so many bytes behind `numbers`; a run starts so many further.
@@ -47,6 +48,11 @@ const Kernels &wide_pair_kernels();
 const Kernels &quad_kernels();
 // Whether the processor is used with those; on x86 also without AMX.
 bool has_wide_kernels();
+
+// Few channels leave lanes empty: those of so many pixels fill three vectors, or 1 if they do not.
+int64_t pixels_together(const ClipqProduct &spec, const Kernels &kernels);
+// Quadruples of codes by weights that are repeated for each of the pixels, whose sums follow one another.
+SumBlock sum_of_pixels(int64_t together);
 
 // Channels of each block: as few blocks as can be, alike.
 std::vector<Block> split_blocks(int64_t outputs, const Kernels &kernels);

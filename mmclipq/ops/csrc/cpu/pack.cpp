@@ -21,6 +21,11 @@ void put(std::vector<char> &numbers, int64_t item, int64_t at, int32_t value) {
 
 }  // namespace
 
+int64_t pixels_together(const ClipqProduct &spec, const Kernels &kernels) {
+  if (kernels.item != 1 || kernels.lanes != 16 || spec.groups != 1) return 1;
+  return spec.outputs == 24 ? 2 : spec.outputs == 12 ? 4 : 1;
+}
+
 std::vector<Block> split_blocks(int64_t outputs, const Kernels &kernels) {
   const int64_t vectors = (outputs + kernels.lanes - 1) / kernels.lanes;
   const int64_t count = (vectors + kernels.vectors - 1) / kernels.vectors;
@@ -45,14 +50,15 @@ std::shared_ptr<const PackedWeights> pack_blocks(const ClipqProduct &spec, const
   const int64_t taps = packed->joined ? kernel[1] : 1;  // of a run
   const int64_t runs = kernel[0] * kernel[1] / taps, together = kernels.together;
   packed->steps = (taps * depth + together - 1) / together;
-  packed->terms.resize(static_cast<size_t>(spec.outputs) + kBeyond);
+  packed->pixels = pixels_together(spec, kernels);
+  packed->terms.resize(static_cast<size_t>(spec.outputs * packed->pixels) + kBeyond);
   // Codes are multiplied as bytes; what those are above the values is taken off.
   const int32_t subtrahend =
       kernels.item == 1
           ? ClipqCodes(spec.src_type == kInt8, spec.src_offset).subtrahend - kernels.sign
           : 0;
   for (int64_t group = 0; group < spec.groups; ++group) {
-    for (Block block : split_blocks(outputs, kernels)) {
+    for (Block block : split_blocks(outputs * packed->pixels, kernels)) {
       block.first += group * outputs;
       block.channel = group * depth;
       block.weights = static_cast<int64_t>(packed->numbers.size());
@@ -64,13 +70,14 @@ std::shared_ptr<const PackedWeights> pack_blocks(const ClipqProduct &spec, const
           const int64_t tap = run * taps + k / depth, c = k % depth;
           for (int64_t o = 0; o < block.count; ++o) {
             const int8_t weight =
-                weights[((block.first + o) * depth + c) * kernel[0] * kernel[1] + tap];
+                weights[((block.first + o) % spec.outputs * depth + c) * kernel[0] * kernel[1] + tap];
             const int64_t row = (run * packed->steps + k / together) * lanes + o;
             put(packed->numbers, kernels.item, start + row * together + k % together, weight);
             packed->terms[static_cast<size_t>(block.first + o)] -= subtrahend * weight;
           }
         }
       }
+      block.count = std::min(block.count, outputs);
       packed->blocks.push_back(block);
     }
   }

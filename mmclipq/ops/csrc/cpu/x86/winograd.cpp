@@ -7,7 +7,6 @@
 // of Y, as 576 = 64 * 9 and 9 has an inverse modulo 2^32. Layers whose sums could need more are left to
 // the direct kernels, whatever the codes.
 
-#include <immintrin.h>
 #include <omp.h>
 
 #include <algorithm>
@@ -15,96 +14,18 @@
 #include <cstring>
 
 #include "direct.h"
-
-#define CLIPQ_AVX2 __attribute__((target("avx2")))
+#include "winograd.h"
 
 namespace clipq {
 namespace {
 
-constexpr int64_t kSide = 6, kOut = 4, kPlaces = kSide * kSide;
+constexpr int64_t kSide = kWinogradSide, kOut = kWinogradOut, kPlaces = kSide * kSide;
 constexpr int64_t kMostTiles = 24;                // of a task, a multiple of those of all kernels
 constexpr int64_t kTransformedBytes = 320 << 10;  // of the tiles of a task
 constexpr int64_t kMostWeights = 1 << 17;         // of a kernel's tap; they take eight times as much
-constexpr int32_t kInverseOf9 = 954437177;        // modulo 2^32
+constexpr int64_t kResultBytes = 20 << 10;        // of the sums that are finished together
 
 int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-CLIPQ_AVX2 CLIPQ_INLINE __m256i less(__m256i a, __m256i b) { return _mm256_sub_epi16(a, b); }
-CLIPQ_AVX2 CLIPQ_INLINE __m256i plus(__m256i a, __m256i b) { return _mm256_add_epi16(a, b); }
-
-// B^T of six 16-bit numbers, `step` registers apart.
-CLIPQ_AVX2 CLIPQ_INLINE void transform_line(__m256i *d, int step) {
-  const __m256i d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step],
-                d5 = d[5 * step];
-  const __m256i a = less(d4, _mm256_slli_epi16(d2, 2)), b = less(d3, _mm256_slli_epi16(d1, 2));
-  const __m256i c = less(d4, d2), e = _mm256_slli_epi16(less(d3, d1), 1);
-  d[0] = plus(_mm256_slli_epi16(less(d0, d2), 2), c);
-  d[step] = plus(a, b);
-  d[2 * step] = less(a, b);
-  d[3 * step] = plus(c, e);
-  d[4 * step] = less(c, e);
-  d[5 * step] = plus(_mm256_slli_epi16(less(d1, d3), 2), less(d5, d3));
-}
-
-// 16 channels of a tile, whose pixels' codes start at the pointers; places lie `stride` apart.
-CLIPQ_AVX2 void transform_tile(const uint8_t *const pixels[kPlaces], int64_t channel,
-                               const ClipqCodes &kind, int16_t *to, int64_t stride) {
-  __m256i d[kPlaces];
-  const __m128i flip = _mm_set1_epi8(static_cast<char>(kind.flip));
-  const __m256i subtrahend = _mm256_set1_epi16(static_cast<int16_t>(kind.subtrahend));
-  for (int i = 0; i < kPlaces; ++i) {
-    const __m128i codes =
-        _mm_loadu_si128(reinterpret_cast<const __m128i *>(pixels[i] + channel));
-    d[i] = less(_mm256_cvtepu8_epi16(_mm_xor_si128(codes, flip)), subtrahend);
-  }
-  for (int row = 0; row < kSide; ++row) transform_line(d + row * kSide, 1);
-  for (int column = 0; column < kSide; ++column) transform_line(d + column, kSide);
-  for (int i = 0; i < kPlaces; ++i) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i *>(to + i * stride + channel), d[i]);
-  }
-}
-
-CLIPQ_AVX2 CLIPQ_INLINE __m256i sum(__m256i a, __m256i b) { return _mm256_add_epi32(a, b); }
-CLIPQ_AVX2 CLIPQ_INLINE __m256i difference(__m256i a, __m256i b) { return _mm256_sub_epi32(a, b); }
-
-// A^T, with 24 times the inverse factors of G's rows, of six sums.
-CLIPQ_AVX2 CLIPQ_INLINE void restore_line(const __m256i m[kSide], __m256i y[kOut]) {
-  const __m256i s12 = sum(m[1], m[2]), d12 = difference(m[1], m[2]);
-  const __m256i s34 = sum(m[3], m[4]), d34 = difference(m[3], m[4]);
-  const __m256i six = sum(_mm256_slli_epi32(m[0], 2), _mm256_slli_epi32(m[0], 1));
-  y[0] = sum(difference(six, _mm256_slli_epi32(s12, 2)), s34);
-  y[1] = _mm256_slli_epi32(difference(d34, _mm256_slli_epi32(d12, 1)), 1);
-  y[2] = _mm256_slli_epi32(difference(s34, s12), 2);
-  const __m256i last = sum(_mm256_slli_epi32(m[5], 1), m[5]);
-  y[3] = _mm256_slli_epi32(
-      sum(difference(_mm256_slli_epi32(d34, 1), d12), _mm256_slli_epi32(last, 1)), 2);
-}
-
-// Sums of 4x4 pixels, `step` apart, and 8 channels from those of the places, which lie `from_stride`
-// apart.
-CLIPQ_AVX2 void restore_tile(const int32_t *from, int64_t from_stride, int32_t *to,
-                             int64_t row_stride, int64_t step) {
-  __m256i half[kOut][kSide];
-  for (int column = 0; column < kSide; ++column) {
-    __m256i m[kSide], y[kOut];
-    for (int row = 0; row < kSide; ++row) {
-      m[row] = _mm256_loadu_si256(
-          reinterpret_cast<const __m256i *>(from + (row * kSide + column) * from_stride));
-    }
-    restore_line(m, y);
-    for (int row = 0; row < kOut; ++row) half[row][column] = y[row];
-  }
-  const __m256i inverse = _mm256_set1_epi32(kInverseOf9);
-  for (int row = 0; row < kOut; ++row) {
-    __m256i y[kOut];
-    restore_line(half[row], y);
-    for (int column = 0; column < kOut; ++column) {
-      const __m256i v = _mm256_srai_epi32(_mm256_mullo_epi32(y[column], inverse), 6);
-      _mm256_storeu_si256(
-          reinterpret_cast<__m256i *>(to + row * row_stride + column * step), v);
-    }
-  }
-}
 
 struct Packed {
   std::vector<Block> blocks;
@@ -114,8 +35,8 @@ struct Packed {
 // [block][place][pair of channels][channel of the result][2].
 std::shared_ptr<const Packed> pack(const ClipqProduct &spec, const int8_t *weights,
                                    const Kernels &kernels) {
-  constexpr int kFactors[kSide][3] = {{1, 0, 0}, {1, 1, 1}, {1, -1, 1},
-                                      {1, 2, 4}, {1, -2, 4}, {0, 0, 1}};
+  constexpr int kFactors[kSide][3] = {{6, 0, 0}, {4, 4, 4}, {4, -4, 4},
+                                      {1, 2, 4}, {1, -2, 4}, {0, 0, 8}};
   const int64_t pairs = divided_up(spec.channels, 2);
   auto packed = std::make_shared<Packed>();
   for (Block block : split_blocks(spec.outputs, kernels)) {
@@ -208,16 +129,14 @@ class WinogradCompiled : public Compiled {
         pixels[i] = inside ? src + ((image * height_ + y) * width_ + x) * channels : zeros;
       }
       int16_t *place = to + t * stored_;
-      for (int64_t c = 0; c < whole; c += 16) {
-        transform_tile(pixels, c, kind, place, tiles_ * stored_);
-      }
+      transform_tile(pixels, whole, kind, place, tiles_ * stored_);
       if (rest == 0) continue;
       uint8_t last[kPlaces][16] = {};  // reading on could leave the source's memory
       for (int64_t i = 0; i < kPlaces; ++i) {
         std::memcpy(last[i], pixels[i] + whole, static_cast<size_t>(rest));
         pixels[i] = last[i];
       }
-      transform_tile(pixels, 0, kind, place + whole, tiles_ * stored_);
+      transform_tile(pixels, 16, kind, place + whole, tiles_ * stored_);
     }
   }
 
@@ -241,15 +160,14 @@ class WinogradCompiled : public Compiled {
                int32_t *results, void *dst, int64_t dst_stride, const uint8_t *residual) const {
     const int64_t item = spec_.dst_type == kFloat ? 4 : 1, lanes = block.vectors * kernels_.lanes;
     const int64_t channel = block.first;
+    const int64_t together = std::max<int64_t>(kResultBytes / (kOut * kOut * lanes * 4), 1);
     for (int64_t from = 0; from < count;) {
       const int64_t line = (first + from) / across_, column = (first + from) % across_;
-      const int64_t many = std::min(across_ - column, count - from);
+      const int64_t many = std::min({across_ - column, count - from, together});
       const int64_t row_stride = many * kOut * lanes;
       for (int64_t t = 0; t < many; ++t) {
-        for (int64_t half = 0; half < lanes; half += 8) {
-          restore_tile(sums + (from + t) * lanes + half, tiles_ * lanes,
-                       results + t * kOut * lanes + half, row_stride, lanes);
-        }
+        restore_tile(sums + (from + t) * lanes, tiles_ * lanes, lanes, results + t * kOut * lanes,
+                     row_stride, lanes);
       }
       const int64_t image = line / down_, row = line % down_ * kOut, x = column * kOut;
       const int64_t pixels = std::min(many * kOut, columns_ - x);
