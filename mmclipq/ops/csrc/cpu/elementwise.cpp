@@ -27,6 +27,16 @@ void for_blocks(const ClipqRows &rows, Body body) {
   }
 }
 
+// Codes of the three colours side by side.
+CLIPQ_VECTORIZED void interleave(const uint8_t *a, const uint8_t *b, const uint8_t *c, uint8_t *to,
+                                 int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    to[3 * i] = a[i];
+    to[3 * i + 1] = b[i];
+    to[3 * i + 2] = c[i];
+  }
+}
+
 // Each plane becomes codes by itself, then its codes go to their places among the channels.
 void quantize_planes(const ClipqQuantize &spec, const float *src, uint8_t *dst) {
   const ClipqCodes kind(spec.dst_signed, spec.dst_offset);
@@ -38,10 +48,19 @@ void quantize_planes(const ClipqQuantize &spec, const float *src, uint8_t *dst) 
   for (int64_t image = 0; image < images; ++image) {
     for (int64_t piece = 0; piece < pieces; ++piece) {
       const int64_t first = piece * kPixels, count = std::min(kPixels, spec.pixels - first);
-      uint8_t codes[kPixels];
-      for (int64_t c = 0; c < channels; ++c) {
+      const auto quantize = [&](int64_t c, uint8_t *codes) {
         CLIPQ_BEST(quantize)(src + (image * channels + c) * spec.pixels + first, codes, count,
                              spec.scale, kind);
+      };
+      if (channels == 3 && stride == 3) {
+        uint8_t codes[3][kPixels];
+        for (int64_t c = 0; c < 3; ++c) quantize(c, codes[c]);
+        interleave(codes[0], codes[1], codes[2], dst + (image * spec.pixels + first) * 3, count);
+        continue;
+      }
+      uint8_t codes[kPixels];
+      for (int64_t c = 0; c < channels; ++c) {
+        quantize(c, codes);
         uint8_t *out = dst + (image * spec.pixels + first) * stride + c;
         for (int64_t i = 0; i < count; ++i) out[i * stride] = codes[i];
       }
@@ -123,19 +142,29 @@ void clipq_step(const ClipqCopy &spec, const ClipqBuffers &buffers) {
   });
 }
 
+namespace {
+
+// Pixels of one row; with `kChannels` known a copy is a move or two, without a call.
+template <int64_t kChannels>
+void pick(const ClipqUpsample &spec, const uint8_t *in, uint8_t *out) {
+  const int64_t channels = kChannels ? kChannels : spec.channels;
+  for (int64_t column = 0; column < spec.columns; ++column, out += spec.stride) {
+    std::memcpy(out, in + spec.column_of[column] * channels, static_cast<size_t>(channels));
+  }
+}
+
+}  // namespace
+
 void clipq_step(const ClipqUpsample &spec, const ClipqBuffers &buffers) {
   const auto *src = buffers.at<const uint8_t>(spec.src);
   auto *dst = buffers.at<uint8_t>(spec.dst);
+  const auto pick_row = spec.channels == 3 ? pick<3> : pick<0>;
 #pragma omp parallel for collapse(2) schedule(static)
   for (int64_t image = 0; image < spec.images; ++image) {
     for (int64_t row = 0; row < spec.rows; ++row) {
-      const uint8_t *in = src + (image * spec.height + spec.row_of[row]) * spec.width *
-                                    spec.channels;
-      uint8_t *out = dst + (image * spec.rows + row) * spec.columns * spec.stride;
-      for (int64_t column = 0; column < spec.columns; ++column, out += spec.stride) {
-        std::memcpy(out, in + spec.column_of[column] * spec.channels,
-                    static_cast<size_t>(spec.channels));
-      }
+      pick_row(spec,
+               src + (image * spec.height + spec.row_of[row]) * spec.width * spec.channels,
+               dst + (image * spec.rows + row) * spec.columns * spec.stride);
     }
   }
 }

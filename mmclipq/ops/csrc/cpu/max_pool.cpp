@@ -1,6 +1,7 @@
 // Largest code of each window, with channels last.
 
 #include <algorithm>
+#include <vector>
 
 #include "api.h"
 
@@ -19,21 +20,29 @@ CLIPQ_VECTORIZED void largest(const uint8_t *x, uint8_t *best, int64_t count) {
   largest_of(x, best, count);
 }
 
+// A line of the largest codes of the window's rows first, then the largest of its columns.
 template <typename Code>
 void max_pool(const ClipqMaxPool &s, const Code *src, Code *dst, Code smallest) {
-#pragma omp parallel for collapse(2) schedule(static)
-  for (int64_t image = 0; image < s.images; ++image) {
-    for (int64_t row = 0; row < s.rows; ++row) {
-      Code *out = dst + (image * s.rows + row) * s.columns * s.stride;
-      for (int64_t column = 0; column < s.columns; ++column, out += s.stride) {
-        std::fill(out, out + s.channels, smallest);
+  const int64_t length = s.width * s.channels;
+#pragma omp parallel
+  {
+    std::vector<Code> line(static_cast<size_t>(length));
+#pragma omp for collapse(2) schedule(static)
+    for (int64_t image = 0; image < s.images; ++image) {
+      for (int64_t row = 0; row < s.rows; ++row) {
+        std::fill(line.begin(), line.end(), smallest);
         for (int64_t r = 0; r < s.kernel[0]; ++r) {
           const int64_t y = row * s.step[0] - s.padding[0] + r * s.dilation[0];
           if (y < 0 || y >= s.height) continue;
+          largest(src + (image * s.height + y) * length, line.data(), length);
+        }
+        Code *out = dst + (image * s.rows + row) * s.columns * s.stride;
+        for (int64_t column = 0; column < s.columns; ++column, out += s.stride) {
+          std::fill(out, out + s.channels, smallest);
           for (int64_t q = 0; q < s.kernel[1]; ++q) {
             const int64_t x = column * s.step[1] - s.padding[1] + q * s.dilation[1];
             if (x < 0 || x >= s.width) continue;
-            largest(src + ((image * s.height + y) * s.width + x) * s.channels, out, s.channels);
+            largest(line.data() + x * s.channels, out, s.channels);
           }
         }
       }
