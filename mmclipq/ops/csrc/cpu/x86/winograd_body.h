@@ -28,34 +28,46 @@ CLIPQ_INLINE void transform_line(const Shorts d[kSide], Shorts t[kSide]) {
   t[5] = ((d[1] - d[3]) << 2) + (d[5] - d[3]);
 }
 
-void transform_tile(const uint8_t *const pixels[kPlaces], int64_t channels, const ClipqCodes &kind,
-                    int16_t *to, int64_t stride) {
-  const __m128i flip = _mm_set1_epi8(static_cast<char>(kind.flip));
-  const auto subtrahend = static_cast<int16_t>(kind.subtrahend);
-  for (int64_t channel = 0; channel < channels; channel += kChannels) {
-    Shorts half[kSide][kSide];
+template <bool kSigned, bool kMoved>
+CLIPQ_INLINE Shorts numbers(const uint8_t *codes, int16_t offset) {
+  const auto bytes = load<__m128i>(codes);
+  const auto v = reinterpret_cast<Shorts>(kSigned ? _mm256_cvtepi8_epi16(bytes)
+                                                  : _mm256_cvtepu8_epi16(bytes));
+  return kMoved ? v - offset : v;
+}
+
+// kChannels of them. Not inlined into their loop, ahead of which the compiler would put all addresses,
+// more than there are registers.
+template <bool kSigned, bool kMoved>
+__attribute__((noinline)) void transform(const uint8_t *const *pixels, int64_t channel,
+                                         int16_t offset, int16_t *to, int64_t stride) {
+  Shorts half[kSide][kSide];
+#pragma GCC unroll 6
+  for (int column = 0; column < kSide; ++column) {
+    Shorts d[kSide];
 #pragma GCC unroll 6
     for (int row = 0; row < kSide; ++row) {
-      Shorts d[kSide];
-#pragma GCC unroll 6
-      for (int i = 0; i < kSide; ++i) {
-        const auto codes = load<__m128i>(pixels[row * kSide + i] + channel);
-        d[i] = reinterpret_cast<Shorts>(_mm256_cvtepu8_epi16(_mm_xor_si128(codes, flip))) -
-               subtrahend;
-      }
-      transform_line(d, half[row]);
+      d[row] = numbers<kSigned, kMoved>(pixels[row * kSide + column] + channel, offset);
     }
+    transform_line(d, half[column]);
+  }
 #pragma GCC unroll 6
-    for (int column = 0; column < kSide; ++column) {
-      Shorts d[kSide], t[kSide];
+  for (int row = 0; row < kSide; ++row) {
+    Shorts d[kSide], t[kSide];
 #pragma GCC unroll 6
-      for (int row = 0; row < kSide; ++row) d[row] = half[row][column];
-      transform_line(d, t);
+    for (int column = 0; column < kSide; ++column) d[column] = half[column][row];
+    transform_line(d, t);
 #pragma GCC unroll 6
-      for (int row = 0; row < kSide; ++row) {
-        store(t[row], to + (row * kSide + column) * stride + channel);
-      }
-    }
+    for (int column = 0; column < kSide; ++column, to += stride) store(t[column], to);
+  }
+}
+
+void transform_tile(const uint8_t *const *pixels, int64_t channels, const ClipqCodes &kind,
+                    int16_t *to, int64_t stride) {
+  const auto run = kind.flip ? (kind.offset ? transform<true, true> : transform<true, false>)
+                             : (kind.offset ? transform<false, true> : transform<false, false>);
+  for (int64_t channel = 0; channel < channels; channel += kChannels) {
+    run(pixels, channel, static_cast<int16_t>(kind.offset), to + channel, stride);
   }
 }
 
@@ -68,29 +80,34 @@ CLIPQ_INLINE void restore_line(const Ints m[kSide], Ints y[kOut]) {
   y[3] = (d34 << 3) - d12 + (m[5] + m[5]) + m[5];
 }
 
+// kLanes channels. Not inlined into their loop, ahead of which the compiler would put all addresses,
+// more than there are registers.
+__attribute__((noinline)) void restore(const int32_t *from, int64_t from_stride, int32_t *to,
+                                       int64_t row_stride, int64_t step) {
+  Ints half[kSide][kOut];
+#pragma GCC unroll 6
+  for (int row = 0; row < kSide; ++row) {
+    Ints m[kSide];
+#pragma GCC unroll 6
+    for (int column = 0; column < kSide; ++column, from += from_stride) m[column] = load<Ints>(from);
+    restore_line(m, half[row]);
+  }
+#pragma GCC unroll 4
+  for (int column = 0; column < kOut; ++column) {
+    Ints m[kSide], y[kOut];
+#pragma GCC unroll 6
+    for (int row = 0; row < kSide; ++row) m[row] = half[row][column];
+    restore_line(m, y);
+#pragma GCC unroll 4
+    for (int row = 0; row < kOut; ++row) {
+      store((y[row] * kInverseOf9) >> 6, to + row * row_stride + column * step);
+    }
+  }
+}
+
 void restore_tile(const int32_t *from, int64_t from_stride, int64_t lanes, int32_t *to,
                   int64_t row_stride, int64_t step) {
   for (int64_t lane = 0; lane < lanes; lane += kLanes) {
-    Ints half[kOut][kSide];
-#pragma GCC unroll 6
-    for (int column = 0; column < kSide; ++column) {
-      Ints m[kSide], y[kOut];
-#pragma GCC unroll 6
-      for (int row = 0; row < kSide; ++row) {
-        m[row] = load<Ints>(from + (row * kSide + column) * from_stride + lane);
-      }
-      restore_line(m, y);
-#pragma GCC unroll 4
-      for (int row = 0; row < kOut; ++row) half[row][column] = y[row];
-    }
-#pragma GCC unroll 4
-    for (int row = 0; row < kOut; ++row) {
-      Ints y[kOut];
-      restore_line(half[row], y);
-#pragma GCC unroll 4
-      for (int column = 0; column < kOut; ++column) {
-        store((y[column] * kInverseOf9) >> 6, to + row * row_stride + column * step + lane);
-      }
-    }
+    restore(from + lane, from_stride, to + lane, row_stride, step);
   }
 }
