@@ -76,8 +76,7 @@ def enable() -> None:
 def load_checkpoint(path: str | os.PathLike) -> Any:
     """Content of a checkpoint that MMEngine wrote, on the CPU, by the safe loader of PyTorch.
 
-    onedl-mmengine takes what it lists off the list of safe classes when it has loaded, so they are
-    listed again before each load.
+    What it may hold is listed again before each load, since others may have emptied the list.
     """
     import torch
 
@@ -100,7 +99,11 @@ def _allow_checkpoints() -> None:
 
 @functools.cache
 def _of_checkpoints() -> list[Any]:
-    """Classes and functions that MMEngine's checkpoints name."""
+    """Classes and functions that MMEngine's checkpoints name, each with its full name.
+
+    Pairs stay when another loader takes the bare classes off the list that it has put there itself,
+    as onedl-mmengine's does behind each load.
+    """
     import numpy as np
     from mmengine.logging.history_buffer import HistoryBuffer
 
@@ -115,8 +118,9 @@ def _of_checkpoints() -> list[Any]:
         for function in (rebuild, scalar)
         for module in ('numpy.core.multiarray', 'numpy._core.multiarray')
     ]
-    plain = [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *numbers]
-    return plain + [
+    plain = (HistoryBuffer, np.ndarray, np.dtype, *dtypes, *numbers)
+    return [
+        *((kind, f'{kind.__module__}.{kind.__qualname__}') for kind in plain),
         *names,
         (_history_method, 'builtins.getattr'),
         (_history_method, '__builtin__.getattr'),

@@ -154,6 +154,18 @@ def test_ssd_heads_of_mmdet_predict_and_keep_other_errors():
     assert isinstance(head.loss_cls, torch.nn.Identity)
 
 
+def test_a_loader_that_lists_the_same_classes_and_takes_them_off_changes_nothing(tmp_path):
+    """As onedl-mmengine's does."""
+    history = HistoryBuffer([1.0, np.float64(3.0)], [1, 2])
+    torch.save({'loss': history, 'all': np.arange(3)}, tmp_path / 'a.pth')
+    bare = [HistoryBuffer, np.ndarray, np.dtype, getattr, type(np.dtype('float64'))]
+    with torch.serialization.safe_globals(bare):
+        pass
+    loaded = torch.load(tmp_path / 'a.pth', weights_only=True)
+    assert loaded['loss'].mean() == history.mean()
+    assert loaded['all'].tolist() == [0, 1, 2]
+
+
 def test_a_loader_that_empties_the_list_behind_it_keeps_nobody_from_loading(tmp_path):
     model, path = nn.Linear(1, 1), tmp_path / 'a.pth'
     history = HistoryBuffer([1.0, np.float64(3.0)], [1, 2])
