@@ -35,7 +35,7 @@ PAGES = (
 )
 # What no two cores can run in minutes, or no machine without it: installing, slurm, downloads, and
 # the whole quickstart and suite, which are run as they are.
-ELSEWHERE = ('pip install', 'mim ', 'srun ', 'bash tools/')
+ELSEWHERE = ('pip install', 'mim ', 'srun ', 'GPUS=', 'bash tools/')
 DOWNLOADS = ' published '
 # Tools that need a package which is not among the pinned ones.
 NEEDS = {'tools/prune.py': 'torch_pruning', 'work_dirs/pruned': 'torch_pruning'}
@@ -74,7 +74,7 @@ def environment(digits_root) -> dict[str, str]:
         'DIGITS_ROOT': str(digits_root),
         'OMP_NUM_THREADS': '1',
         'PATH': os.pathsep.join(paths),
-        'PYTHONPATH': str(ROOT),
+        'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')])),
         'PYTHONWARNINGS': 'ignore',
     }
 
