@@ -147,7 +147,8 @@ def load_int8(
     """
     check_name(backend)
     limits = limits or Limits.from_environment()
-    backend_class(backend, device)
+    # OpenVINO keeps files of its own in the user's folder, which content may not have opened.
+    backend_class(backend, device).import_packages()
     artifact = load_artifact(path, limits)
     try:
         parts = read_parts(artifact, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -108,16 +109,24 @@ class Backend(ABC):
         name: What it is called.
         fallback: Name of the backend that takes its place where it cannot run, on devices where
             ``'auto'`` would try that one; None if there is none.
+        packages: Optional packages that only this backend needs.
         entry: From :func:`find_entry`; its codes may be given in place of the float32 input.
     """
 
     name: str
     fallback: str | None = None
+    packages: tuple[str, ...] = ()
 
     @staticmethod
     def unavailable(device: str) -> str:
         """Why the backend cannot run on ``device``; empty if it can."""
         return ''
+
+    @classmethod
+    def import_packages(cls) -> None:
+        """Import what only this backend needs, before the content of a file is at work."""
+        for package in cls.packages:
+            importlib.import_module(package)
 
     def __init__(
         self, graph: ir.Int8Graph, islands: nn.Module | None = None, device: str = 'cpu'

@@ -34,17 +34,15 @@ class ExportedBackend(Backend):
 
     Attributes:
         target: What the graph is exported for, see :mod:`mmclipq.exporters.targets`.
-        package: The runtime's package.
     """
 
     target = DEFAULT_TARGET
-    package: str
 
     @classmethod
     def unavailable(cls, device: str) -> str:
         if torch.device(device).type != 'cpu':
             return f'found device {device!r}, wanted cpu'
-        return missing('onnx', cls.package)
+        return missing(*cls.packages)
 
     def __init__(
         self, graph: ir.Int8Graph, islands: nn.Module | None = None, device: str = 'cpu'

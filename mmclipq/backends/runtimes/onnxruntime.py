@@ -37,7 +37,8 @@ def session(model: Any, optimized: str = '') -> Any:
 class OnnxRuntimeBackend(ExportedBackend):
     """The exported graph in ONNX Runtime on the CPU."""
 
-    name = target = package = 'onnxruntime'
+    name = target = 'onnxruntime'
+    packages = ('onnx', 'onnxruntime')
 
     def compile(self, model):
         runner = session(model)

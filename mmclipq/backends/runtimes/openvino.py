@@ -56,7 +56,8 @@ def compiled(model: Any, integers: bool = False) -> Any:
 class OpenVinoBackend(ExportedBackend):
     """The exported graph in OpenVINO on the CPU."""
 
-    name = package = 'openvino'
+    name = 'openvino'
+    packages = ('onnx', 'openvino')
 
     def compile(self, model):
         network = compiled(convert(model))
