@@ -27,7 +27,11 @@ def main(arguments: list[str]) -> None:
         '--plot', nargs=2, metavar=('POINTS.json', 'OUT.png'),
         help='draw AP over size from {"name": [{"size": 0.12, "AP": 0.4}, ...]}',
     )  # fmt: skip
-    parser.add_argument('--checkpoint', help='float checkpoint (.pth) of the first config')
+    parser.add_argument(
+        '--checkpoint',
+        help='float checkpoint (.pth) of the first config; beside .clipq files the one that '
+        'nncodec codes, where that package is installed',
+    )
     parser.add_argument(
         '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override config entries'
     )
@@ -48,8 +52,10 @@ def main(arguments: list[str]) -> None:
     if all(Path(path).suffix == '.clipq' for path in args.files):
         from mmclipq.evaluation.storage import report
 
+        if args.checkpoint:
+            check_file(args.checkpoint, 'a float checkpoint (.pth)')
         for path in args.files:
-            print(report(path))
+            print(report(path, args.checkpoint))
         return
     args.configs = [find_config(path) for path in args.files]
     if args.checkpoint:

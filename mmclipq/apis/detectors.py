@@ -55,12 +55,11 @@ def build_detector(model_config: Mapping[str, Any], random: bool = False) -> nn.
         ) from error
 
 
-def load_float_checkpoint(model: nn.Module, path: str | os.PathLike) -> dict[str, Any]:
-    """Load a training checkpoint strictly; returns the whole checkpoint.
+def read_float_checkpoint(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
+    """The content of a training checkpoint, and its parameters and buffers by name.
 
     Raises:
-        ClipQError: if there is no such file, it is no checkpoint, or it belongs to another
-            architecture; the first key or shape that differs is named.
+        ClipQError: if there is no such file, or it is no checkpoint.
     """
     path = Path(path)
     if not path.is_file():
@@ -75,7 +74,17 @@ def load_float_checkpoint(model: nn.Module, path: str | os.PathLike) -> dict[str
     state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(state, Mapping) or not state:
         raise ClipQError(f'{path}: found no state_dict, wanted a checkpoint that MMEngine wrote')
-    state = {key.removeprefix('module.'): value for key, value in state.items()}
+    return checkpoint, {key.removeprefix('module.'): value for key, value in state.items()}
+
+
+def load_float_checkpoint(model: nn.Module, path: str | os.PathLike) -> dict[str, Any]:
+    """Load a training checkpoint strictly; returns the whole checkpoint.
+
+    Raises:
+        ClipQError: if there is no such file, it is no checkpoint, or it belongs to another
+            architecture; the first key or shape that differs is named.
+    """
+    checkpoint, state = read_float_checkpoint(path)
     try:
         # Layers may convert what they load (SVD factors), so only loading tells what fits.
         missing, unexpected = model.load_state_dict(state, strict=False)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,12 +17,14 @@ import torch
 import zstandard
 from torch import Tensor
 
-from ..errors import ClipQError
+from ..apis.detectors import read_float_checkpoint
+from ..errors import ClipQError, first_line
 from ..graph.artifact import Artifact, load_artifact, to_json
 from ..graph.codes import encode_codes
 
 _LEVEL = 19
 _FAST = 12
+_NNC_QP = (-32, -24, -20)
 
 
 @dataclass(frozen=True)
@@ -156,8 +161,36 @@ def rivals(artifact: Artifact) -> dict[str, int]:
     return found
 
 
-def report(path: str | os.PathLike) -> str:
-    """Tables of a file as Markdown.
+def nncodec_bytes(checkpoint: str | os.PathLike) -> dict[str, int]:
+    """Bytes of a float checkpoint coded as the standard ISO/IEC 15938-17, by the package's setting.
+
+    The package ``nncodec`` codes all tensors of floating point, with the ``qp`` that it has by
+    default and two coarser ones; nothing where it is not installed.
+
+    Raises:
+        ClipQError: if the package is installed and does not import.
+    """
+    if find_spec('nncodec') is None:
+        return {}
+    try:
+        from nncodec import nn as coder
+    except Exception as error:
+        raise ClipQError(
+            f'nncodec: found that it does not import ({first_line(error)}), wanted it whole or not '
+            'at all; install what it needs or remove it'
+        ) from error
+    state = read_float_checkpoint(checkpoint)[1]
+    tensors = {key: v.numpy() for key, v in state.items() if v.is_floating_point()}
+    found = {}
+    for qp in _NNC_QP:
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+            options = {'qp': qp, 'results': folder, 'model': 'x', 'verbose': False}
+            found[f'nncodec, float checkpoint, qp {qp}'] = len(coder.encode(tensors, args=options))
+    return found
+
+
+def report(path: str | os.PathLike, checkpoint: str | os.PathLike | None = None) -> str:
+    """Tables of a file as Markdown; with a float checkpoint, what others make of that.
 
     Raises:
         ClipQError: if it cannot be read.
@@ -173,7 +206,8 @@ def report(path: str | os.PathLike) -> str:
     ]
     lines += ['', '| coder of the codes | bytes | bits per weight |', '|---|---|---|']
     weights = max(1, shown[0].values)
-    lines += [f'| {n} | {b} | {8 * b / weights:.3f} |' for n, b in rivals(artifact).items()]
+    coded = rivals(artifact) | ({} if checkpoint is None else nncodec_bytes(checkpoint))
+    lines += [f'| {n} | {b} | {8 * b / weights:.3f} |' for n, b in coded.items()]
     lines += [
         '',
         '| layer | weights | zeros | order-0 entropy | coded alone |',

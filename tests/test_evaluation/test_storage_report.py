@@ -1,6 +1,9 @@
 """Bytes by part, entropy by layer and the plot of AP over size."""
 
+import importlib.machinery
 import json
+import sys
+import types
 
 import pytest
 import torch
@@ -77,3 +80,31 @@ def test_points_of_another_kind_are_refused(tmp_path, text):
     (tmp_path / 'p.json').write_text(text)
     with pytest.raises(ClipQError, match='found no points'):
         storage.read_points(tmp_path / 'p.json')
+
+
+def test_what_nncodec_makes_of_the_float_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / 'a.clipq'
+    save_artifact(path, artifact(CODES))
+    weights = {'w': torch.ones(2, 3), 'count': torch.tensor(3)}
+    torch.save({'state_dict': weights}, tmp_path / 'float.pth')
+    monkeypatch.setattr(storage, 'find_spec', lambda name: None)
+    assert 'nncodec' not in storage.report(path, tmp_path / 'float.pth')
+    monkeypatch.undo()
+
+    def encode(tensors, args):
+        print('how it talks')
+        assert tensors.keys() == {'w'}  # no whole numbers
+        return bytes(100 - args['qp'])
+
+    package = types.ModuleType('nncodec')
+    package.__spec__ = importlib.machinery.ModuleSpec('nncodec', None)
+    package.nn = types.SimpleNamespace(encode=encode)
+    monkeypatch.setitem(sys.modules, 'nncodec', package)
+    report = storage.report(path, tmp_path / 'float.pth')
+    assert '| nncodec, float checkpoint, qp -32 | 132 | 1.031 |' in report
+    assert 'nncodec' not in storage.report(path)
+    assert 'how it talks' not in report
+
+    del package.nn
+    with pytest.raises(ClipQError, match='nncodec: found that it does not import'):
+        storage.report(path, tmp_path / 'float.pth')
