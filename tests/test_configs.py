@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from inspect import signature
 from pathlib import Path
 
 import mmdet
@@ -18,7 +17,7 @@ import mmclipq
 from mmclipq.apis import build_detector
 from mmclipq.apis.clipq_config import DEFAULTS, clipq_options
 from mmclipq.engine import ClipQHook
-from mmclipq.models.losses import BitsLoss, LqLoss
+from mmclipq.models.losses import LqLoss
 from mmclipq.prepare import prepare_model, prepare_options
 from mmclipq.registry import HOOKS
 
@@ -68,8 +67,7 @@ def test_clipq_config_differs_from_its_float_control_in_clipping_only(path):
     clipped, plain = load(path).to_dict(), load(float_control(path)).to_dict()
     assert 'clipq' not in plain
     assert clipped.pop('clipq')
-    pruning = ['mmclipq.MagnitudePruningHook'] if 'small' in path.name else []
-    assert [hook['type'] for hook in clipped.pop('custom_hooks')] == HOOK_TYPES + pruning
+    assert [hook['type'] for hook in clipped.pop('custom_hooks')] == HOOK_TYPES
     assert clipped == plain
 
 
@@ -80,10 +78,8 @@ def test_base_holds_the_defaults_of_the_hook():
     assert section.keys() == DEFAULTS.keys()
     nested = {'rules', 'first_layer', 'last_layer', 'lq', 'int8'}
     small = load(Path('_base_/clipq_small.py')).clipq.to_dict()
-    assert small.pop('bits') == {
-        name: parameter.default for name, parameter in signature(BitsLoss).parameters.items()
-    }
-    assert small == {name: value for name, value in section.items() if name != 'bits'}
+    assert small.pop('int8') == {**section['int8'], 'bias_correction': True}
+    assert small == {name: value for name, value in section.items() if name != 'int8'}
     assert {k: v for k, v in section.items() if k not in nested} == {
         k: v for k, v in DEFAULTS.items() if k not in nested
     }

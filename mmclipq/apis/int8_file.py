@@ -73,9 +73,14 @@ def int8_size(
     return len(pack_artifact(_artifact('size', model, quantized, cfg, meta), _dense(compress)))
 
 
-def _dense(compress: str) -> bool:
+def check_compression(compress: str) -> None:
+    """Return if ``compress`` is one of :data:`COMPRESSIONS`, else raise ClipQError."""
     if compress not in COMPRESSIONS:
         raise ClipQError(f'compress: found {compress!r}, wanted one of {COMPRESSIONS}')
+
+
+def _dense(compress: str) -> bool:
+    check_compression(compress)
     return compress == 'best'
 
 

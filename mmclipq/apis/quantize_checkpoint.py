@@ -16,9 +16,10 @@ from ..errors import ClipQError
 from ..prepare import load_ranges_state, prepare_model, prepare_options
 from .calibration_data import config_batches, folder_batches
 from .detectors import build_detector, load_float_checkpoint
-from .int8_file import save_int8
+from .fit_size import fit_size
+from .int8_file import int8_size, save_int8
 from .mmdet_tools import check_out
-from .quantize_model import Quantized, quantize
+from .quantize_model import Quantized, calibrate, quantize
 
 DEFAULT_IMAGES = 64
 
@@ -127,6 +128,8 @@ def quantize_checkpoint(
     calib_dir: str | os.PathLike | None = None,
     device: str = 'cpu',
     calib_seed: int | None = None,
+    size: float | None = None,
+    compress: str = 'fast',
     **changes: Any,
 ) -> tuple[nn.Module, Quantized, dict[str, Any]]:
     """Calibrated integer graph of a checkpoint, with the detector and the checkpoint's meta data.
@@ -135,6 +138,9 @@ def quantize_checkpoint(
         cfg, calib_images, calib_dir, calib_seed: As for :func:`calibration_batches`.
         checkpoint: Float checkpoint that MMEngine wrote.
         device: Where calibration runs.
+        size: Wanted bytes of the file as a share of the float32 weights; None for codes with the
+            least error.
+        compress: How that file is packed.
         **changes: Options of :class:`mmclipq.calibration.options.CalibrationOptions` that win over
             the config's unless None.
 
@@ -146,8 +152,18 @@ def quantize_checkpoint(
     batches = calibration_batches(cfg, calib_images, calib_dir, calib_seed)
     model, content = load_for_quantization(cfg, checkpoint)
     model.to(device)
-    quantized = quantize(model, batches, cfg.get('clipq'), **asdict(options))
-    return model, quantized, dataset_meta(content)
+    meta = dataset_meta(content)
+    if size is None:
+        return model, quantize(model, batches, cfg.get('clipq'), **asdict(options)), meta
+    session = calibrate(model, batches, cfg.get('clipq'))
+    session.measure(options)
+    fit_size(
+        session,
+        options,
+        size * float_bytes(model),
+        lambda quantized: int8_size(model, quantized, cfg, meta, compress),
+    )
+    return model, session.finish(options), meta
 
 
 def export_checkpoint(
@@ -164,7 +180,7 @@ def export_checkpoint(
     """
     out = Path(out)
     check_out(out, '.clipq')
-    model, quantized, meta = quantize_checkpoint(cfg, checkpoint, **options)
+    model, quantized, meta = quantize_checkpoint(cfg, checkpoint, compress=compress, **options)
     return write_int8(out, model, quantized, cfg, meta, compress)
 
 

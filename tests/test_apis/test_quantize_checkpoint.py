@@ -43,6 +43,14 @@ def test_export(cfg, checkpoint, digits_root, tmp_path):
     assert load_int8(again).int8_backend.graph.outputs
 
 
+def test_a_file_of_a_wanted_size(cfg, checkpoint, tmp_path):
+    summary = export_checkpoint(
+        cfg, checkpoint, tmp_path / 'a.clipq', 'best', size=0.12, calib_images=1
+    )
+    assert 0.119 < summary.ratio <= 0.12
+    assert load_int8(summary.path).dataset_meta['classes'] == tuple('0123456789')
+
+
 def test_same_export_gives_the_same_bytes(cfg, checkpoint, tmp_path):
     first, second = tmp_path / 'a.clipq', tmp_path / 'b.clipq'
     for out in (first, second):

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from mmclipq import fixed_point as fp
+from mmclipq.engine import Int8ExportHook
+from mmclipq.errors import ClipQError
 from mmclipq.graph import artifact
 from mmclipq.graph.artifact import load_artifact
 from mmclipq.prepare import clip_layers
@@ -74,6 +76,28 @@ def test_best_false_exports_the_last_only(make_runner):
     runner = make_runner(custom_hooks=hooks, **options)
     runner.train()
     assert written(runner) == ['epoch_1_int8.clipq']
+
+
+def test_size_and_packing_are_those_of_the_hook(make_runner, monkeypatch):
+    asked = []
+
+    def export(cfg, checkpoint, out, compress, **options):
+        asked.append((compress, options['size'], options['calib_images']))
+        return 'written'
+
+    monkeypatch.setattr('mmclipq.engine.hooks.int8_export_hook.export_checkpoint', export)
+    options = dict(size=0.12, compress='best', calib_images=3)
+    make_runner(custom_hooks=[HOOKS[0], {**HOOKS[1], **options}]).train()
+    assert asked == [('best', 0.12, 3)]
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [({'size': 0}, 'Int8ExportHook: found size=0'), ({'compress': 'most'}, "found 'most'")],
+)
+def test_options_that_make_no_sense(options, message):
+    with pytest.raises(ClipQError, match=message):
+        Int8ExportHook(**options)
 
 
 def test_without_a_checkpoint_it_says_so(make_runner, log_of):

@@ -11,6 +11,7 @@ from mmengine.dist import master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 
+from ...apis.int8_file import check_compression
 from ...apis.quantize_checkpoint import export_checkpoint
 from ...errors import ClipQError
 from ...registry import HOOKS
@@ -32,11 +33,27 @@ class Int8ExportHook(Hook):
     Args:
         calib_images: Number of calibration images; by default that of ``clipq.int8``.
         best: Whether to export best checkpoints, too.
+        size: Wanted bytes of the file as a share of the float32 weights, as ``--size`` of
+            ``tools/quantize.py``; None for codes with the least error.
+        compress: ``'fast'`` or ``'best'``, see :func:`mmclipq.apis.int8_file.save_int8`.
     """
 
     priority = 'LOWEST'
 
-    def __init__(self, calib_images: int | None = None, best: bool = True) -> None:
+    def __init__(
+        self,
+        calib_images: int | None = None,
+        best: bool = True,
+        size: float | None = None,
+        compress: str = 'fast',
+    ) -> None:
+        check_compression(compress)
+        if size is not None and size <= 0:
+            raise ClipQError(
+                f'Int8ExportHook: found size={size}, wanted a share of the float32 weights above '
+                'zero, or None'
+            )
+        self.size, self.compress = size, compress
         self.calib_images = calib_images
         self.best = best
         self._exported: dict[str, Path] = {}
@@ -93,7 +110,13 @@ class Int8ExportHook(Hook):
             with torch.random.fork_rng(devices=[]):
                 device = str(next(runner.model.parameters()).device)
                 summary = export_checkpoint(
-                    runner.cfg, checkpoint, out, calib_images=self.calib_images, device=device
+                    runner.cfg,
+                    checkpoint,
+                    out,
+                    self.compress,
+                    calib_images=self.calib_images,
+                    device=device,
+                    size=self.size,
                 )
         except ClipQError as error:
             runner.logger.error(f'mmclipq: no int8 file for {checkpoint}: {error}')
