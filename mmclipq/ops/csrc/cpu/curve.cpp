@@ -14,10 +14,9 @@
 namespace {
 
 constexpr int kSamples = 64;  // of a piece
-constexpr double kGrid = 1 << ClipqCurve::kFraction;  // places of a step
-constexpr double kUnit = 1.0 / (1 << 24);             // of float32's rounding, relative
-constexpr double kFarthest = 1000;                    // steps that the bits of a place hold
-constexpr int kFewUnsure = 4, kMostUnsure = 7;        // bits of the fraction; 0.4 and 3 % of the values
+constexpr double kUnit = 1.0 / (1 << 24);  // of float32's rounding, relative
+constexpr double kFarthest = 1000;         // steps that the bits of a place hold
+constexpr double kFewUnsure = 0.004, kMostUnsure = 0.04;  // of the values
 
 double silu(double v) { return v / (1.0 + std::exp(-v)); }
 
@@ -58,8 +57,8 @@ class Fit {
   Fit(const ClipqEpilogue &e, ClipqCurve *curve) : e_(e), curve_(curve) {}
 
   // Pieces from `low` to `high`; below, the place is that of `low` if it `ends` there, else unknown.
-  // Returns how many bits of a fraction are zero where the code is not certain.
-  int pieces(double low, double high, bool ends) {
+  // Returns the share of values whose code is not certain.
+  double pieces(double low, double high, bool ends) {
     curve_->per_width = static_cast<float>((ClipqCurve::kPieces - 3) / (high - low));
     const double per_width = static_cast<double>(curve_->per_width), width = 1 / per_width;
     const auto first = static_cast<int>(std::nearbyint(low * per_width));
@@ -105,20 +104,23 @@ class Fit {
            kUnit * (std::abs(q) * x * x + std::abs(p * x) + 8 * std::abs(wanted));
   }
 
-  int finish(int first, int last, double worst, double lowest, double highest) {
+  double finish(int first, int last, double worst, double lowest, double highest) {
     const double span = this->span();
+    if (std::max(highest, -lowest) + span + std::abs(e_.dst.offset) > kFarthest) return 1;
+    const bool clipped = span == 0 && worst < 0.1 &&
+                         highest < static_cast<double>(e_.dst.high) + 0.25 &&
+                         lowest > static_cast<double>(e_.dst.low) - 0.25;
+    const int fraction = ClipqCurve::fraction(clipped);
+    const double grid = 1 << fraction;
     // c0 and the place are rounded to the grid, and so is the sum with the residual's.
-    worst += 1 / kGrid;
-    if (span > 0) worst += 0.5 / kGrid + 4 * kUnit * (span + highest - lowest);
+    worst += 1 / grid;
+    if (span > 0) worst += 0.5 / grid + 4 * kUnit * (span + highest - lowest);
     int unsure = 0;
-    while ((1 << unsure) <= 2 * worst * kGrid) ++unsure;
-    if (unsure > kMostUnsure) return unsure;
-    curve_->sure = (1 << ClipqCurve::kFraction) - (1 << unsure);
-    if (std::max(highest, -lowest) + span + std::abs(e_.dst.offset) > kFarthest) {
-      return ClipqCurve::kFraction;
-    }
+    while (unsure < fraction && (1 << unsure) <= 2 * worst * grid) ++unsure;
+    curve_->sure = (1 << fraction) - (1 << unsure);
+    curve_->clipped = clipped;
     const double added =
-        static_cast<double>(ClipqCurve::kMagic) + e_.dst.offset + 0.5 + worst;
+        static_cast<double>(ClipqCurve::magic(clipped)) + e_.dst.offset + 0.5 + worst;
     // Of the other pieces nothing is certain: the fraction of what is no number is zero, whatever is
     // added to it.
     float *c0 = curve_->coefficients[0];
@@ -126,10 +128,7 @@ class Fit {
       const bool used = at(i - first) <= last - first;
       c0[i] = used ? static_cast<float>(c0[i] + added) : std::numeric_limits<float>::quiet_NaN();
     }
-    const double margin = 0.5 - 2 * worst - 2 / kGrid;
-    curve_->clipped = span == 0 && highest < static_cast<double>(e_.dst.high) + margin &&
-                      lowest > static_cast<double>(e_.dst.low) - margin;
-    return unsure;
+    return (1 << unsure) / grid;
   }
 
   const ClipqEpilogue &e_;
@@ -152,11 +151,11 @@ bool clipq_fit_curve(const ClipqEpilogue &e, ClipqCurve *curve) {
     const double middle = (below + high) / 2;
     (fit.place(middle) < top ? below : high) = middle;
   }
-  const int unsure = fit.pieces(low, high, e.residual_order != 2);
+  const double unsure = fit.pieces(low, high, e.residual_order != 2);
   if (unsure <= kFewUnsure) return true;
   // In small ranges few values lie far below; those are computed operation by operation.
-  ClipqCurve whole = *curve;
-  const int near = fit.pieces(-2 * high, high, false);
+  const ClipqCurve whole = *curve;
+  const double near = fit.pieces(-2 * high, high, false);
   if (near >= unsure) *curve = whole;
   return std::min(near, unsure) <= kMostUnsure;
 }

@@ -27,9 +27,7 @@ CLIPQ_INLINE void put(const ClipqEpilogue &e, [[maybe_unused]] const Near &near,
     Floats place = near.curve(v);
     if (kOrder == 2) place = place + r * e.scale;
     Codes codes;
-    if (__builtin_expect(near.curve.template codes<Near::clipped>(place, &codes), 1)) {
-      return finish(codes);
-    }
+    if (__builtin_expect(near.curve.codes(place, &codes), 1)) return finish(codes);
   }
 #endif
   v = activate<kActivation>(v, e.alpha);
@@ -49,8 +47,8 @@ struct Exactly {
 #ifdef CLIPQ_AVX512
 template <bool kClipped>
 struct Nearly {
-  static constexpr bool value = true, clipped = kClipped;
-  Curve curve;
+  static constexpr bool value = true;
+  Curve<kClipped> curve;
 };
 #endif
 
@@ -110,11 +108,13 @@ struct Rows {
 #ifdef CLIPQ_AVX512
     if constexpr (kActivation == kSilu && sizeof(Result) == 1) {
       if (epilogue.curve != nullptr) {
-        const Curve curve(*epilogue.curve, epilogue.dst);
-        if (kOrder < 2 && epilogue.curve->clipped) {
-          return run<kActivation, kOrder, Result>(Nearly<true>{curve});
-        }
-        return run<kActivation, kOrder, Result>(Nearly<false>{curve});
+        const auto run_curve = [&](auto clipped) __attribute__((always_inline)) {
+          constexpr bool kClipped = decltype(clipped)::value;
+          const Curve<kClipped> curve(*epilogue.curve, epilogue.dst);
+          run<kActivation, kOrder, Result>(Nearly<kClipped>{curve});
+        };
+        if (kOrder < 2 && epilogue.curve->clipped) return run_curve(Constant<kOrder < 2>{});
+        return run_curve(Constant<0>{});
       }
     }
 #endif

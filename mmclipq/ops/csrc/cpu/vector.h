@@ -117,6 +117,7 @@ CLIPQ_INLINE Floats numbers(const uint8_t *codes, const ClipqCodes &kind) {
 
 #ifdef CLIPQ_AVX512
 // A curve in registers, each by its name: of an array the compiler would keep a copy in memory.
+template <bool kClipped>
 struct Curve {
   __m512 c00, c01, c10, c11, c20, c21, c30, c31, low, high, per_width;
   __m512i sure, least, most;
@@ -126,10 +127,7 @@ struct Curve {
         c20(half(from, 2, 0)), c21(half(from, 2, 1)), c30(half(from, 3, 0)), c31(half(from, 3, 1)),
         low(_mm512_set1_ps(from.low)), high(_mm512_set1_ps(from.high)),
         per_width(_mm512_set1_ps(from.per_width)), sure(_mm512_set1_epi32(from.sure)),
-        least(_mm512_set1_epi32(ClipqCurve::kMagicCode + static_cast<int32_t>(kind.low) +
-                                kind.offset)),
-        most(_mm512_set1_epi32(ClipqCurve::kMagicCode + static_cast<int32_t>(kind.high) +
-                               kind.offset)) {}
+        least(bits_of(kind.low, kind)), most(bits_of(kind.high, kind)) {}
 
   // Places of values.
   CLIPQ_INLINE __m512 operator()(__m512 v) const {
@@ -144,10 +142,9 @@ struct Curve {
   }
 
   // Codes of places, and whether all are certain.
-  template <bool kClipped>
   CLIPQ_INLINE bool codes(__m512 place, Codes *codes) const {
     const __m512i bits = _mm512_castps_si512(place);
-    __m512i n = _mm512_srli_epi32(bits, ClipqCurve::kFraction);
+    __m512i n = _mm512_srli_epi32(bits, ClipqCurve::fraction(kClipped));
     if (!kClipped) n = _mm512_min_epi32(_mm512_max_epi32(n, least), most);
     const __m128i bytes = last_bytes(n);
     __builtin_memcpy(codes, &bytes, sizeof(bytes));
@@ -157,6 +154,10 @@ struct Curve {
  private:
   static CLIPQ_INLINE __m512 half(const ClipqCurve &from, int k, int i) {
     return _mm512_loadu_ps(from.coefficients[k] + 16 * i);
+  }
+  static CLIPQ_INLINE __m512i bits_of(float step, const ClipqCodes &kind) {
+    return _mm512_set1_epi32(ClipqCurve::magic_code(kClipped) + static_cast<int32_t>(step) +
+                             kind.offset);
   }
 };
 #endif
