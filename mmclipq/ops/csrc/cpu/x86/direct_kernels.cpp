@@ -7,83 +7,51 @@
 
 #include "direct.h"
 
-#define CLIPQ_AVX2 __attribute__((target("avx2")))
+#define CLIPQ_TARGET __attribute__((target("avx2")))
 
 namespace clipq {
 namespace {
 
-constexpr int64_t kPixels = 6, kLanes = 8;
+constexpr int kPixels = 6, kLanes = 8;
+typedef __m256i Register;
 
-CLIPQ_AVX2 CLIPQ_INLINE __m256i load(const void *from) {
+CLIPQ_TARGET CLIPQ_INLINE Register load(const void *from) {
   return _mm256_loadu_si256(static_cast<const __m256i *>(from));
 }
 
-CLIPQ_AVX2 CLIPQ_INLINE __m256i pair_of(const char *from) {
+CLIPQ_TARGET CLIPQ_INLINE void store(int32_t *to, Register v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), v);
+}
+
+CLIPQ_TARGET CLIPQ_INLINE Register broadcast(const char *from) {
   int32_t pair;
   std::memcpy(&pair, from, sizeof(pair));
   return _mm256_set1_epi32(pair);
 }
 
-template <int kVectors>
-CLIPQ_AVX2 CLIPQ_INLINE void sum_tile(const char *const x[kPixels], const int32_t *offsets,
-                                      int64_t runs, int64_t pairs, const char *weights,
-                                      const int32_t *terms, int32_t *sums) {
-  __m256i total[kPixels][kVectors];
-#pragma GCC unroll 6
-  for (int p = 0; p < kPixels; ++p) {
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) total[p][v] = load(terms + kLanes * v);
-  }
-  for (int64_t run = 0; run < runs; ++run) {
-    const char *from[kPixels];
-#pragma GCC unroll 6
-    for (int p = 0; p < kPixels; ++p) from[p] = x[p] + offsets[run];
-    for (int64_t k = 0; k < pairs; ++k) {
-      __m256i w[kVectors];
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) w[v] = load(weights + 32 * v);
-      weights += 32 * kVectors;
-#pragma GCC unroll 6
-      for (int p = 0; p < kPixels; ++p) {
-        const __m256i b = pair_of(from[p] + 4 * k);
-#pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) {
-          total[p][v] = _mm256_add_epi32(total[p][v], _mm256_madd_epi16(b, w[v]));
-        }
-      }
-    }
-  }
-#pragma GCC unroll 6
-  for (int p = 0; p < kPixels; ++p) {
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) {
-      _mm256_storeu_si256(reinterpret_cast<__m256i *>(sums + (p * kVectors + v) * kLanes),
-                          total[p][v]);
-    }
-  }
+template <bool>
+CLIPQ_TARGET CLIPQ_INLINE Register added(Register sum, Register x, Register w) {
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(x, w));
 }
 
-template <int kVectors>
-CLIPQ_AVX2 void sum_tiles(const char *numbers, const int32_t *starts, int64_t count,
-                          const int32_t *offsets, int64_t runs, int64_t pairs,
-                          const char *weights, const int32_t *terms, int32_t *sums) {
-  for (int64_t i = 0; i < count; i += kPixels) {
-    const char *x[kPixels];  // beyond the last pixel the last one again, whose sums are not read
-    for (int64_t p = 0; p < kPixels; ++p) x[p] = numbers + starts[std::min(i + p, count - 1)];
-    sum_tile<kVectors>(x, offsets, runs, pairs, weights, terms, sums + i * kVectors * kLanes);
-  }
+// Pixels never share a register.
+template <int kChannels, int kVector>
+CLIPQ_TARGET CLIPQ_INLINE Register numbers_of(const Register *pixels) {
+  return *pixels;
 }
+
+#include "sum_body.h"
 
 void sum_block(const char *numbers, const int32_t *starts, int64_t count, const int32_t *offsets,
                int64_t runs, int64_t pairs, int64_t vectors, const char *weights,
                const int32_t *terms, int32_t *sums) {
-  const auto sum = vectors == 2 ? sum_tiles<2> : sum_tiles<1>;
+  const auto sum = vectors == 2 ? sum_tiles<true, 1, 2> : sum_tiles<true, 1, 1>;
   sum(numbers, starts, count, offsets, runs, pairs, weights, terms, sums);
 }
 
 // Sums of two pixels of 16 channels; within halves of registers channels alternate.
 template <int kPairs>
-CLIPQ_AVX2 CLIPQ_INLINE void sum_two(const char *a, const char *b, const int32_t *offsets,
+CLIPQ_TARGET CLIPQ_INLINE void sum_two(const char *a, const char *b, const int32_t *offsets,
                                      int64_t pairs, const char *weights, int32_t *sums) {
   __m256i total[2][2] = {{_mm256_setzero_si256(), _mm256_setzero_si256()},
                          {_mm256_setzero_si256(), _mm256_setzero_si256()}};
@@ -110,7 +78,7 @@ CLIPQ_AVX2 CLIPQ_INLINE void sum_two(const char *a, const char *b, const int32_t
 }
 
 template <int kPairs>
-CLIPQ_AVX2 void sum_twos(const char *numbers, const int32_t *starts, int64_t count,
+CLIPQ_TARGET void sum_twos(const char *numbers, const int32_t *starts, int64_t count,
                          const int32_t *offsets, int64_t pairs, const char *weights,
                          int32_t *sums) {
   for (int64_t i = 0; i < count; i += 2) {
