@@ -13,26 +13,12 @@
 #include <cstring>
 
 #include "direct.h"
+#include "geometry.h"
 
 namespace clipq {
 namespace {
 
-constexpr int64_t kStrip = 48;               // pixels, a multiple of those of all kernels' tiles
-constexpr int64_t kNumberBytes = 192 << 10;  // of the numbers of a task
-constexpr int64_t kSlack = 64;               // numbers that kernels may read beyond the last
-
-int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Where the parts of a layer's result lie and what they read, at one shape.
-struct Geometry {
-  int64_t images, height, width, rows, columns;  // of the source and of the result
-  int64_t kernel[2], stride[2], padding[2], dilation[2];
-  int64_t take[2];            // every which source row and column is read at all
-  int64_t tile[2];            // rows and columns of a task's rectangle
-  int64_t chunk, chunks;      // a task's blocks of channels, and how many such parts there are
-  int64_t channels, stored;   // of the source, and of them those that a task stores
-  bool in_place;              // whether kernels read the source itself
-};
+constexpr int64_t kSlack = 64;  // numbers that kernels may read beyond the last
 
 class Direct : public Layer {
  public:
@@ -82,7 +68,7 @@ class DirectCompiled : public Compiled {
         sum_(weights_->pixels == 1 ? kernels_.sum : sum_of_pixels(weights_->pixels)),
         g_(geometry),
         threads_(omp_get_max_threads()) {
-    const int64_t in_rows = reach(0, g_.tile[0]), in_columns = reach(1, g_.tile[1]);
+    const int64_t in_rows = g_.reach(0, g_.tile[0]), in_columns = g_.reach(1, g_.tile[1]);
     numbers_ = g_.in_place ? 0 : in_rows * in_columns * g_.stored + kSlack;
     lanes_ = kernels_.lanes * kernels_.vectors;
     each_ = divided_up(numbers_ * kernels_.item + g_.tile[0] * g_.tile[1] * 4 +
@@ -97,11 +83,6 @@ class DirectCompiled : public Compiled {
 
  private:
   struct Task;
-
-  // Source rows or columns that so many of the result read.
-  int64_t reach(int axis, int64_t count) const {
-    return (count - 1) * g_.stride[axis] + (g_.kernel[axis] - 1) * g_.dilation[axis] + 1;
-  }
 
   std::vector<int32_t> run_offsets(int64_t in_columns) const {
     std::vector<int32_t> offsets;
@@ -202,7 +183,7 @@ struct DirectCompiled::Task {
 
   // Codes that the rectangle reads become numbers; what stands for zero lies around the image.
   void copy() const {
-    const int64_t in_rows = layer.reach(0, rows), in_columns = layer.row_numbers_;
+    const int64_t in_rows = g.reach(0, rows), in_columns = layer.row_numbers_;
     const int64_t top = row * g.stride[0] - g.padding[0];
     const int64_t left = column * g.stride[1] - g.padding[1];
     const int64_t c = layer.depthwise_ ? chunk * g.chunk * kBlock : 0;
@@ -297,62 +278,9 @@ void DirectCompiled::run(const void *src, void *dst, int64_t dst_stride, const u
 
 std::unique_ptr<Compiled> Direct::compile(const Shape &src, const Shape &dst,
                                           const Shape &before, bool) {
-  Geometry g{};
-  const auto &s = spec_;
-  g.channels = s.channels;
-  for (int axis = 0; axis < 2; ++axis) {
-    g.kernel[axis] = s.kernel[axis];
-    g.stride[axis] = s.step[axis];
-    g.padding[axis] = before[static_cast<size_t>(axis)];
-    g.dilation[axis] = s.dilation[axis];
-    g.take[axis] = 1;
-  }
-  const bool alone = g.kernel[0] == 1 && g.kernel[1] == 1 && !g.padding[0] && !g.padding[1];
-  if (s.linear || (alone && g.stride[0] == 1 && g.stride[1] == 1)) {
-    g.images = g.height = g.rows = 1;
-    g.width = s.linear ? src[0] : src[0] * src[2] * src[3];
-    g.columns = g.width;
-  } else {
-    g.images = src[0];
-    g.height = src[2], g.width = src[3], g.rows = dst[2], g.columns = dst[3];
-    for (int axis = 0; alone && axis < 2; ++axis) {
-      g.take[axis] = g.stride[axis];
-      g.stride[axis] = 1;
-    }
-  }
-  const int64_t blocks = static_cast<int64_t>(packed_->blocks.size());
-  const int64_t threads = omp_get_max_threads();
-  // Depthwise, the numbers of one part of the channels suffice.
-  g.chunk = depthwise_ ? std::min<int64_t>(blocks, 4) : blocks;
-  g.stored = depthwise_ && blocks > g.chunk ? g.chunk * kBlock : g.channels;
-  g.in_place = kernels_.item == 1 && alone && g.take[0] == 1 && g.take[1] == 1 &&
-               (s.src_type == kInt8) == (kernels_.sign != 0) && g.channels % kernels_.together == 0;
-  const int64_t most = kNumberBytes / kernels_.item / (depthwise_ ? 2 : 1) / g.stored;
-  const auto reach = [&](int axis, int64_t count) {
-    return (count - 1) * g.stride[axis] + (g.kernel[axis] - 1) * g.dilation[axis] + 1;
-  };
-  g.tile[1] = g.columns;
-  while (g.tile[1] > 2 * kernels_.pixels && reach(0, std::min<int64_t>(g.rows, 4)) * reach(1, g.tile[1]) > most) {
-    const int64_t parts = divided_up(g.columns, g.tile[1]) + 1;
-    g.tile[1] = divided_up(divided_up(g.columns, parts), kernels_.pixels) * kernels_.pixels;
-  }
-  g.tile[0] = 1;
-  while (g.tile[0] < g.rows && reach(0, g.tile[0] + 1) * reach(1, g.tile[1]) <= most) ++g.tile[0];
-  const auto parts = [&] {
-    return g.images * divided_up(g.rows, g.tile[0]) * divided_up(g.columns, g.tile[1]);
-  };
-  // Enough tasks that no thread waits long for another: smaller rectangles, then fewer channels.
-  const int64_t wanted = threads == 1 ? 1 : 4 * threads;
-  while (parts() < wanted && g.tile[0] > 8) g.tile[0] = divided_up(g.tile[0], 2);
-  while (parts() < wanted && g.rows == 1 && g.tile[1] > kStrip) {
-    g.tile[1] = divided_up(divided_up(g.tile[1], 2), kernels_.pixels) * kernels_.pixels;
-  }
-  g.tile[0] = divided_up(g.rows, divided_up(g.rows, g.tile[0]));  // alike
-  if (!depthwise_ && parts() < wanted) {
-    g.chunk = divided_up(blocks, std::min(blocks, divided_up(wanted, parts())));
-  }
-  g.chunks = divided_up(blocks, g.chunk);
-  return std::make_unique<DirectCompiled>(*this, g);
+  return std::make_unique<DirectCompiled>(
+      *this, plan_direct(spec_, kernels_, static_cast<int64_t>(packed_->blocks.size()), src, dst,
+                         before));
 }
 
 }  // namespace
