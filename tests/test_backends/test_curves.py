@@ -88,6 +88,17 @@ def test_ties_and_ends(exponent, signed, offset):
     assert len(check(torch.cat([ties, wide, far]), out, slots=1).unique()) > 64
 
 
+@pytest.mark.parametrize('exponent', [-12, -7, -4, -1, 2, 4])
+@pytest.mark.parametrize(('signed', 'offset'), KINDS)
+def test_many_values(exponent, signed, offset):
+    """Wherever values of a layer lie, in its range and far beyond."""
+    generator = torch.Generator().manual_seed(exponent)
+    values = torch.randn(1 << 15, generator=generator) * 2.0 ** (exponent - 1)
+    wide = torch.randn(1 << 12, generator=generator) * 9
+    out = ir.TensorType(exponent, signed, offset)
+    assert len(check(torch.cat([values, wide]), out, slots=1).unique()) > 64
+
+
 @pytest.mark.parametrize('last', [False, True])
 @pytest.mark.parametrize('exponent', [-9, -3, 0, 2, 4])
 @pytest.mark.parametrize('shift', [-3, 0, 2])

@@ -109,3 +109,83 @@ def test_extremes(x, kernel):
             build_backend(name, graph).codes(image)['y'] for name in ('cpu', 'reference')
         )
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize('x', [S8, U8, MOVED], ids=str)
+@pytest.mark.parametrize('outputs', [12, 24])
+def test_pixels_that_share_vectors(x, outputs):
+    """Few channels of several pixels lie in one vector: at cut rows, with residuals, as float32."""
+    for size in ((1, 1), (3, 5), (2, 49)):
+        options = dict(activation='silu', kernel=3, padding=(1, 1))
+        equal_codes(x, 12, outputs, size, residual=MOVED, **options)
+        equal_codes(x, 12, outputs, size, residual=S8, residual_last=True, out=S8, **options)
+        equal_codes(x, 12, outputs, size, out=ir.FLOAT, **options)
+
+
+@pytest.mark.parametrize('outputs', [(12, 24), (24, 12), (24, 24)])
+def test_pixels_that_share_vectors_in_parts_of_a_result(outputs):
+    """What one layer writes leaves the channels beside its own as they are."""
+    generator = torch.Generator().manual_seed(0)
+    constants, nodes = {}, [ir.Input('i', ir.FLOAT), ir.Quantize('x', U8, 'i')]
+    for name, count in zip('ab', outputs, strict=True):
+        constants |= {
+            f'w{name}': torch.randint(-90, 90, (count, 8, 3, 3), generator=generator).to(
+                torch.int8
+            ),
+            f'e{name}': torch.zeros(count, dtype=torch.int32),
+            f'm{name}': torch.rand(count, generator=generator) * 1e-4,
+            f'b{name}': torch.randn(count, generator=generator) * 0.1,
+        }
+        names = (f'{kind}{name}' for kind in 'wemb')
+        nodes.append(ir.Conv(name, MOVED, 'x', *names, 'silu', padding=(1, 1)))
+    graph = ir.Int8Graph(
+        (*nodes, ir.Concat('y', MOVED, ('a', 'b'))), ir.Ref('y'), constants
+    )  # fmt: skip
+    image = torch.rand(2, 8, 7, 9, generator=generator)
+    found, expected = (
+        build_backend(name, graph).codes(image)['y'] for name in ('cpu', 'reference')
+    )
+    assert torch.equal(found, expected)
+    assert len(expected.unique()) > 64
+
+
+@pytest.mark.parametrize('x', [S8, U8, MOVED], ids=str)
+@pytest.mark.parametrize('weight', [-128, 127])
+def test_extremes_of_few_products(x, weight):
+    """All weights at their limit, which few enough channels leave to the quicker products."""
+    constants = {
+        'w': torch.full((64, 64, 3, 3), weight, dtype=torch.int8),
+        'e': torch.zeros(64, dtype=torch.int32),
+        'm': torch.full((64,), 2.0**-23),
+        'b': torch.linspace(-1, 1, 64),
+    }
+    node = ir.Conv('y', S8, 'x', 'w', 'e', 'm', 'b', 'silu', padding=(1, 1))
+    graph = ir.Int8Graph(
+        (ir.Input('i', ir.FLOAT), ir.Quantize('x', x, 'i'), node), ir.Ref('y'), constants
+    )  # fmt: skip
+    places = torch.arange(144).view(1, 1, 12, 12)
+    generator = torch.Generator().manual_seed(0)
+    random = torch.rand(1, 64, 12, 12, generator=generator) < 0.5
+    for chosen in (places % 2 == 0, places % 5 < 3, places >= 0, random):
+        image = torch.where(chosen, -9.0, 9.0).expand(1, 64, 12, 12).contiguous()
+        found, expected = (
+            build_backend(name, graph).codes(image)['y'] for name in ('cpu', 'reference')
+        )
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize('channels', [3, 4])
+def test_images_and_their_slices(channels):
+    """Codes of images that fill several pieces, every second row and column, windows of them."""
+    nodes = (
+        ir.Input('i', ir.FLOAT),
+        ir.Quantize('x', MOVED, 'i'),
+        ir.Slice('s', MOVED, 'x', (1, 0), (2, 2)),
+        ir.MaxPool('p', MOVED, 's', (5, 3), (1, 2), (2, 1), (1, 2)),
+    )
+    graph = ir.Int8Graph(nodes, (ir.Ref('x'), ir.Ref('s'), ir.Ref('p')), {})
+    image = torch.rand(2, channels, 41, 67, generator=torch.Generator().manual_seed(0)) * 1.2 - 0.35
+    found, expected = (build_backend(name, graph).codes(image) for name in ('cpu', 'reference'))
+    for name in 'xsp':
+        assert torch.equal(found[name], expected[name])
+        assert len(expected[name].unique()) > 32
