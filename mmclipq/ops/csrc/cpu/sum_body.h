@@ -1,11 +1,16 @@
 // The innermost loop of the direct layers for one kind of registers, hence no include guard. Whoever
-// includes this defines CLIPQ_TARGET, kPixels, kLanes (32-bit lanes of a register), Register, and
+// includes this defines CLIPQ_TARGET, kPixels (most of a tile), kLanes (32-bit lanes of a register), Register, and
 // load(from), store(to, v), broadcast(from) of 32 bits, numbers_of<kChannels, kVector>(pixels) and
 // added<kPairs>(sum, x, w), sums of products.
 
+template <int kCount>
+struct Pixels {
+  static constexpr int value = kCount;
+};
+
 // kPixels pixels, of which kTogether share kVectors registers: lane l of them belongs to pixel l divided
 // by the channels of one, whose channel is the remainder. A register reaches into two pixels at most.
-template <bool kPairs, int kTogether, int kVectors>
+template <bool kPairs, int kTogether, int kVectors, int kPixels>
 CLIPQ_TARGET CLIPQ_INLINE void sum_tile(const char *const x[kPixels], const int32_t *offsets,
                                         int64_t runs, int64_t steps, const char *weights,
                                         const int32_t *terms, int32_t *sums) {
@@ -53,10 +58,23 @@ template <bool kPairs, int kTogether, int kVectors>
 CLIPQ_TARGET void sum_tiles(const char *numbers, const int32_t *starts, int64_t count,
                             const int32_t *offsets, int64_t runs, int64_t steps,
                             const char *weights, const int32_t *terms, int32_t *sums) {
-  for (int64_t i = 0; i < count; i += kPixels) {
-    const char *x[kPixels];  // beyond the last pixel the last one again, whose sums are not read
-    for (int64_t p = 0; p < kPixels; ++p) x[p] = numbers + starts[std::min(i + p, count - 1)];
-    sum_tile<kPairs, kTogether, kVectors>(x, offsets, runs, steps, weights, terms,
-                                          sums + i * kVectors * kLanes / kTogether);
+  const auto sum = [&](auto pixels, int64_t i) __attribute__((always_inline)) CLIPQ_TARGET {
+    constexpr int kSome = decltype(pixels)::value;
+    const char *x[kSome];  // beyond the last pixel the last one again, whose sums are not read
+    for (int64_t p = 0; p < kSome; ++p) x[p] = numbers + starts[std::min(i + p, count - 1)];
+    sum_tile<kPairs, kTogether, kVectors, kSome>(x, offsets, runs, steps, weights, terms,
+                                                 sums + i * kVectors * kLanes / kTogether);
+  };
+  int64_t i = 0;
+  for (; i + kPixels <= count; i += kPixels) sum(Pixels<kPixels>{}, i);
+  if constexpr (kTogether == 1) {
+    // A row of Winograd's tiles is short: what is left over goes by halves and one by one.
+    if (i + kPixels / 2 <= count) {
+      sum(Pixels<kPixels / 2>{}, i);
+      i += kPixels / 2;
+    }
+    for (; i < count; ++i) sum(Pixels<1>{}, i);
+  } else if (i < count) {
+    sum(Pixels<kPixels>{}, i);
   }
 }
