@@ -65,8 +65,10 @@ class DirectCompiled : public Compiled {
         weights_(layer.packed_),
         epilogue_(layer.epilogue_),
         epilogue_of_pixels_(layer.epilogue_of_pixels_),
-        sum_(weights_->pixels == 1 ? kernels_.sum : sum_of_pixels(weights_->pixels)),
         g_(geometry),
+        sum_(weights_->pixels > 1 ? sum_of_pixels(weights_->pixels)
+             : g_.in_place && spec_.src_type == kInt8 ? kernels_.sum_signed
+                                                      : kernels_.sum),
         threads_(omp_get_max_threads()) {
     const int64_t in_rows = g_.reach(0, g_.tile[0]), in_columns = g_.reach(1, g_.tile[1]);
     numbers_ = g_.in_place ? 0 : in_rows * in_columns * g_.stored + kSlack;
@@ -114,8 +116,8 @@ class DirectCompiled : public Compiled {
   const Kernels &kernels_;
   const std::shared_ptr<const PackedWeights> weights_;
   const std::shared_ptr<const Epilogue> epilogue_, epilogue_of_pixels_;
-  const SumBlock sum_;
   const Geometry g_;
+  const SumBlock sum_;
   const int threads_;
   int64_t numbers_, lanes_, each_, row_numbers_;
   std::vector<int32_t> offsets_;

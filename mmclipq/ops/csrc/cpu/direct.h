@@ -39,7 +39,11 @@ struct Kernels {
   int64_t vectors;   // most of a block
   SumBlock sum;
   int32_t sign = 0;  // 128 where codes themselves are multiplied as int8, not as uint8
+  SumBlock sum_signed = nullptr;  // where sign is 0, of codes of int8 that lie as they are
 };
+
+// What kernels multiply: quadruples of codes, of int8 less -128, or pairs of 16-bit numbers.
+enum Numbers { kQuads, kSignedQuads, kPairs };
 
 // Pairs of 16-bit numbers, for AVX2 and any Arm, and for AVX-512's VNNI.
 const Kernels &pair_kernels();

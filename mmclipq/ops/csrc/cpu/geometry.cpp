@@ -43,8 +43,9 @@ Geometry plan_direct(const ClipqProduct &s, const Kernels &kernels, int64_t bloc
   g.chunk = depthwise ? std::min<int64_t>(blocks, 4) : blocks;
   g.stored = depthwise && blocks > g.chunk ? g.chunk * kBlock : g.channels;
   g.in_place = kernels.item == 1 && alone && g.take[0] == 1 && g.take[1] == 1 &&
-               (s.src_type == kInt8) == (kernels.sign != 0) &&
-               g.channels % kernels.together == 0;
+               g.channels % kernels.together == 0 &&
+               ((s.src_type == kInt8) == (kernels.sign != 0) ||
+                (kernels.sum_signed != nullptr && pixels_together(s, kernels) == 1));
   const int64_t most = kNumberBytes / kernels.item / (depthwise ? 2 : 1) / g.stored;
   g.tile[1] = g.columns;
   while (g.tile[1] > 2 * kernels.pixels &&

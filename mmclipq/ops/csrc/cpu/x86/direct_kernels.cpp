@@ -23,13 +23,14 @@ CLIPQ_TARGET CLIPQ_INLINE void store(int32_t *to, Register v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), v);
 }
 
+template <Numbers>
 CLIPQ_TARGET CLIPQ_INLINE Register broadcast(const char *from) {
   int32_t pair;
   std::memcpy(&pair, from, sizeof(pair));
   return _mm256_set1_epi32(pair);
 }
 
-template <bool>
+template <Numbers>
 CLIPQ_TARGET CLIPQ_INLINE Register added(Register sum, Register x, Register w) {
   return _mm256_add_epi32(sum, _mm256_madd_epi16(x, w));
 }
@@ -45,7 +46,7 @@ CLIPQ_TARGET CLIPQ_INLINE Register numbers_of(const Register *pixels) {
 void sum_block(const char *numbers, const int32_t *starts, int64_t count, const int32_t *offsets,
                int64_t runs, int64_t pairs, int64_t vectors, const char *weights,
                const int32_t *terms, int32_t *sums) {
-  const auto sum = vectors == 2 ? sum_tiles<true, 1, 2> : sum_tiles<true, 1, 1>;
+  const auto sum = vectors == 2 ? sum_tiles<kPairs, 1, 2> : sum_tiles<kPairs, 1, 1>;
   sum(numbers, starts, count, offsets, runs, pairs, weights, terms, sums);
 }
 

@@ -23,15 +23,17 @@ typedef __m512i Register;
 CLIPQ_TARGET CLIPQ_INLINE Register load(const void *from) { return _mm512_loadu_si512(from); }
 CLIPQ_TARGET CLIPQ_INLINE void store(int32_t *to, Register v) { _mm512_storeu_si512(to, v); }
 
+template <Numbers kNumbers>
 CLIPQ_TARGET CLIPQ_INLINE Register broadcast(const char *from) {
   int32_t step;
   std::memcpy(&step, from, sizeof(step));
-  return _mm512_set1_epi32(step);
+  const Register v = _mm512_set1_epi32(step);
+  return kNumbers == kSignedQuads ? _mm512_xor_si512(v, _mm512_set1_epi8(-128)) : v;
 }
 
-template <bool kPairs>
+template <Numbers kNumbers>
 CLIPQ_TARGET CLIPQ_INLINE Register added(Register sum, Register x, Register w) {
-  return kPairs ? _mm512_dpwssd_epi32(sum, x, w) : _mm512_dpbusd_epi32(sum, x, w);
+  return kNumbers == kPairs ? _mm512_dpwssd_epi32(sum, x, w) : _mm512_dpbusd_epi32(sum, x, w);
 }
 
 // Numbers of the pixels, of kChannels each, that lanes of register kVector belong to.
@@ -46,13 +48,13 @@ CLIPQ_TARGET CLIPQ_INLINE Register numbers_of(const Register *pixels) {
 
 #include "sum_body.h"
 
-template <bool kPairs>
+template <Numbers kNumbers>
 void sum_block(const char *numbers, const int32_t *starts, int64_t count, const int32_t *offsets,
                int64_t runs, int64_t steps, int64_t vectors, const char *weights,
                const int32_t *terms, int32_t *sums) {
-  const auto sum = vectors == 3 ? sum_tiles<kPairs, 1, 3>
-                   : vectors == 2 ? sum_tiles<kPairs, 1, 2>
-                                  : sum_tiles<kPairs, 1, 1>;
+  const auto sum = vectors == 3 ? sum_tiles<kNumbers, 1, 3>
+                   : vectors == 2 ? sum_tiles<kNumbers, 1, 2>
+                                  : sum_tiles<kNumbers, 1, 1>;
   sum(numbers, starts, count, offsets, runs, steps, weights, terms, sums);
 }
 
@@ -60,7 +62,7 @@ template <int kTogether>
 void sum_joined(const char *numbers, const int32_t *starts, int64_t count, const int32_t *offsets,
                 int64_t runs, int64_t steps, int64_t, const char *weights, const int32_t *terms,
                 int32_t *sums) {
-  sum_tiles<false, kTogether, 3>(numbers, starts, count, offsets, runs, steps, weights, terms, sums);
+  sum_tiles<kQuads, kTogether, 3>(numbers, starts, count, offsets, runs, steps, weights, terms, sums);
 }
 
 }  // namespace
@@ -70,12 +72,13 @@ SumBlock sum_of_pixels(int64_t together) {
 }
 
 const Kernels &quad_kernels() {
-  static const Kernels kernels{1, 4, kPixels, kLanes, 3, sum_block<false>};
+  static const Kernels kernels{1, 4, kPixels, kLanes, 3, sum_block<kQuads>, 0,
+                               sum_block<kSignedQuads>};
   return kernels;
 }
 
 const Kernels &wide_pair_kernels() {
-  static const Kernels kernels{2, 2, kPixels, kLanes, 3, sum_block<true>};
+  static const Kernels kernels{2, 2, kPixels, kLanes, 3, sum_block<kPairs>};
   return kernels;
 }
 
