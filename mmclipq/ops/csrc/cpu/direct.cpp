@@ -66,9 +66,7 @@ class DirectCompiled : public Compiled {
         epilogue_(layer.epilogue_),
         epilogue_of_pixels_(layer.epilogue_of_pixels_),
         g_(geometry),
-        sum_(weights_->pixels > 1 ? sum_of_pixels(weights_->pixels)
-             : g_.in_place && spec_.src_type == kInt8 ? kernels_.sum_signed
-                                                      : kernels_.sum),
+        sum_(chosen_sum()),
         threads_(omp_get_max_threads()) {
     const int64_t in_rows = g_.reach(0, g_.tile[0]), in_columns = g_.reach(1, g_.tile[1]);
     numbers_ = g_.in_place ? 0 : in_rows * in_columns * g_.stored + kSlack;
@@ -85,6 +83,12 @@ class DirectCompiled : public Compiled {
 
  private:
   struct Task;
+
+  SumBlock chosen_sum() const {
+    if (weights_->pixels > 1) return sum_of_pixels(weights_->pixels);
+    const bool as_they_are = g_.in_place && spec_.src_type == kInt8 && kernels_.sign == 0;
+    return as_they_are ? kernels_.sum_signed : kernels_.sum;
+  }
 
   std::vector<int32_t> run_offsets(int64_t in_columns) const {
     std::vector<int32_t> offsets;
