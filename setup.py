@@ -96,7 +96,7 @@ def cpu_extensions() -> list[Extension]:
     if machine is None:
         return []
     prefix = Path(os.environ.get('ONEDNN_ROOT', sys.prefix))
-    onednn = {}
+    onednn: dict[str, list] = {}
     if (prefix / 'include' / 'dnnl.hpp').is_file():
         onednn = dict(
             include_dirs=[str(prefix / 'include')],
