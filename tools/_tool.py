@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,9 +60,13 @@ def _noted_interruptions() -> Iterator[list[int]]:
         signal.default_int_handler(number, frame)
 
     def send_again() -> None:
-        if running and not _is_interrupted(main):
-            # Sent to the main thread, so that a call of the system which it waits in ends.
-            signal.pthread_kill(main, signal.SIGINT)
+        # More than one look, since on a busy machine the main thread may not have run since then.
+        for _ in range(10):
+            if not running or _is_interrupted(main):
+                return
+            time.sleep(0.05)
+        # Sent to the main thread, so that a call of the system which it waits in ends.
+        signal.pthread_kill(main, signal.SIGINT)
 
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield noted
