@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -39,13 +40,18 @@ def find_test_pipeline(cfg: Config) -> list[dict[str, Any]] | None:
     return None
 
 
+def _reads_annotations(step: Mapping[str, Any]) -> bool:
+    """Whether it is LoadAnnotations or a kin, as LoadPanopticAnnotations."""
+    return re.search(r'Load\w*Annotations', str(step['type'])) is not None
+
+
 def array_or_file_pipeline(steps: Sequence[dict[str, Any]]) -> Compose | None:
     """A test pipeline's ``steps`` for the path or the array of an image without annotations.
 
     Returns:
         What makes a data sample of it; None if no step reads a file.
     """
-    kept = [copy.deepcopy(s) for s in steps if 'LoadAnnotations' not in str(s['type'])]
+    kept = [copy.deepcopy(step) for step in steps if not _reads_annotations(step)]
     loader = next((s for s in kept if 'LoadImageFromFile' in str(s['type'])), None)
     if loader is None:
         return None
@@ -194,7 +200,7 @@ def folder_batches(
 def _file_batches(files: Sequence[Path], pipeline: list[dict[str, Any]]) -> Iterator[Any]:
     init_default_scope('mmdet')
     # Annotations do not matter here, and a bare image has none.
-    steps = [step for step in pipeline if 'LoadAnnotations' not in str(step['type'])]
+    steps = [step for step in pipeline if not _reads_annotations(step)]
     for step in steps:
         if 'meta_keys' in step:
             step['meta_keys'] = tuple(key for key in step['meta_keys'] if key != 'instances')

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmdet.models.detectors import BaseDetector
 from mmengine.config import Config
@@ -93,8 +94,8 @@ def _artifact(
         key: value for key, value in model.state_dict().items() if not key.startswith(covered)
     }
     config = {
-        'model': cfg.model.to_dict(),
-        'pipeline': [dict(step) for step in find_test_pipeline(cfg) or []],
+        'model': _without_teacher(cfg.model.to_dict()),
+        'pipeline': _without_other_packages(find_test_pipeline(cfg) or []),
         'head': quantized.head,
         'parts': {
             'dense': quantized.graph is not None,
@@ -108,6 +109,25 @@ def _artifact(
     meta = {key: meta[key] for key in ('classes', 'palette') if meta.get(key) is not None}
     check_config(config['model'], path, 'model')
     return Artifact(quantized.graphs, parameters, config, meta)
+
+
+def _without_other_packages(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The steps but for loaders of special annotations, which no bare image has.
+
+    That of panoptic ones is not even built without a package of its own.
+    """
+    return [
+        dict(step) for step in pipeline if not re.search(r'Load\w+Annotations', str(step['type']))
+    ]
+
+
+def _without_teacher(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of what predicts: a teacher is a file that only training reads."""
+    if str(config['type']).rpartition('.')[2] != 'KnowledgeDistillationSingleStageDetector':
+        return config
+    training = ('teacher_config', 'teacher_ckpt', 'eval_teacher')
+    kept = {key: value for key, value in config.items() if key not in training}
+    return {**kept, 'type': 'mmdet.SingleStageDetector'}
 
 
 def _covered(model: nn.Module, captured: Sequence[str]) -> tuple[str, ...]:
