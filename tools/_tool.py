@@ -27,6 +27,8 @@ def run(main: Callable[[list[str]], None]) -> None:
         for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
             warnings.simplefilter('ignore', category)
         warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
+        # Of onedl-mmdetection, for an evaluation that nobody here has asked for.
+        warnings.filterwarnings('ignore', module='mmdet.evaluation.metrics.faster_coco_metric')
     try:
         with _noted_interruptions() as interruptions:
             main(sys.argv[1:])
