@@ -95,28 +95,29 @@ def cpu_extensions() -> list[Extension]:
     machine = MACHINES.get(platform.machine())
     if machine is None:
         return []
+    csrc = ROOT / 'mmclipq' / 'ops' / 'csrc'
+    folders = [csrc / 'cpu', csrc / 'cpu' / machine]
     prefix = Path(os.environ.get('ONEDNN_ROOT', sys.prefix))
     onednn: dict[str, list] = {}
+    includes = [str(folder) for folder in folders]
     if (prefix / 'include' / 'dnnl.hpp').is_file():
         onednn = dict(
-            include_dirs=[str(prefix / 'include')],
             library_dirs=[str(prefix / 'lib')],
             runtime_library_dirs=[str(prefix / 'lib')],
             libraries=['dnnl'],
             define_macros=[('CLIPQ_ONEDNN', '1')],
         )
+        includes.append(str(prefix / 'include'))
     else:
         print(f'mmclipq: found no oneDNN under {prefix}, building the CPU operators without it')
-    csrc = ROOT / 'mmclipq' / 'ops' / 'csrc'
-    folders = [csrc / 'cpu', csrc / 'cpu' / machine]
     sources = sorted(path for folder in folders for path in folder.glob('*.cpp'))
     headers = sorted(path for folder in [*folders, csrc / 'common'] for path in folder.glob('*.h'))
-    onednn['include_dirs'] = [*map(str, folders), *onednn.get('include_dirs', [])]
     return [
         Extension(
             'mmclipq.ops.cpu._cpu',
             [os.path.relpath(path, ROOT) for path in sources],
             depends=[os.path.relpath(path, ROOT) for path in headers],
+            include_dirs=includes,
             **onednn,
             # Fused multiply-adds would round once where the arithmetic rounds twice.
             extra_compile_args=[

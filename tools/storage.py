@@ -50,12 +50,14 @@ def main(arguments: list[str]) -> None:
         if not args.files:
             return
     if all(Path(path).suffix == '.clipq' for path in args.files):
-        from mmclipq.evaluation.storage import report
+        from mmclipq.evaluation.storage import nncodec_bytes, report
 
+        others = {}
         if args.checkpoint:
             check_file(args.checkpoint, 'a float checkpoint (.pth)')
+            others = nncodec_bytes(args.checkpoint)
         for path in args.files:
-            print(report(path, args.checkpoint))
+            print(report(path, others))
         return
     args.configs = [find_config(path) for path in args.files]
     if args.checkpoint:

@@ -40,9 +40,13 @@ def find_test_pipeline(cfg: Config) -> list[dict[str, Any]] | None:
     return None
 
 
-def _reads_annotations(step: Mapping[str, Any]) -> bool:
-    """Whether it is LoadAnnotations or a kin, as LoadPanopticAnnotations."""
-    return re.search(r'Load\w*Annotations', str(step['type'])) is not None
+def annotations_read(step: Mapping[str, Any]) -> str | None:
+    """The kind of annotations that a transform loads, None if it loads none.
+
+    That of LoadAnnotations is ``''``, of LoadPanopticAnnotations ``'Panoptic'``.
+    """
+    found = re.search(r'Load(\w*)Annotations', str(step['type']))
+    return None if found is None else found[1]
 
 
 def array_or_file_pipeline(steps: Sequence[dict[str, Any]]) -> Compose | None:
@@ -51,7 +55,7 @@ def array_or_file_pipeline(steps: Sequence[dict[str, Any]]) -> Compose | None:
     Returns:
         What makes a data sample of it; None if no step reads a file.
     """
-    kept = [copy.deepcopy(step) for step in steps if not _reads_annotations(step)]
+    kept = [copy.deepcopy(step) for step in steps if annotations_read(step) is None]
     loader = next((s for s in kept if 'LoadImageFromFile' in str(s['type'])), None)
     if loader is None:
         return None
@@ -200,7 +204,7 @@ def folder_batches(
 def _file_batches(files: Sequence[Path], pipeline: list[dict[str, Any]]) -> Iterator[Any]:
     init_default_scope('mmdet')
     # Annotations do not matter here, and a bare image has none.
-    steps = [step for step in pipeline if not _reads_annotations(step)]
+    steps = [step for step in pipeline if annotations_read(step) is None]
     for step in steps:
         if 'meta_keys' in step:
             step['meta_keys'] = tuple(key for key in step['meta_keys'] if key != 'instances')

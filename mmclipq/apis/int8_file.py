@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from ..errors import ClipQError, cannot_write, first_line
 from ..graph.artifact import Artifact, ArtifactError, load_artifact, pack_artifact, save_artifact
 from ..graph.limits import LimitError, Limits
 from .building import counted
-from .calibration_data import find_test_pipeline
+from .calibration_data import annotations_read, find_test_pipeline
 from .detectors import build_detector
 from .file_config import check_config, image_size
 from .guarded import guarded
@@ -116,9 +115,7 @@ def _without_other_packages(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[
 
     That of panoptic ones is not even built without a package of its own.
     """
-    return [
-        dict(step) for step in pipeline if not re.search(r'Load\w+Annotations', str(step['type']))
-    ]
+    return [dict(step) for step in pipeline if not annotations_read(step)]
 
 
 def _without_teacher(config: dict[str, Any]) -> dict[str, Any]:

@@ -189,8 +189,12 @@ def nncodec_bytes(checkpoint: str | os.PathLike) -> dict[str, int]:
     return found
 
 
-def report(path: str | os.PathLike, checkpoint: str | os.PathLike | None = None) -> str:
-    """Tables of a file as Markdown; with a float checkpoint, what others make of that.
+def report(path: str | os.PathLike, others: Mapping[str, int] | None = None) -> str:
+    """Tables of a file as Markdown.
+
+    Args:
+        path: The file.
+        others: Bytes by the coders that do not code its codes, as :func:`nncodec_bytes` gives them.
 
     Raises:
         ClipQError: if it cannot be read.
@@ -206,7 +210,7 @@ def report(path: str | os.PathLike, checkpoint: str | os.PathLike | None = None)
     ]
     lines += ['', '| coder of the codes | bytes | bits per weight |', '|---|---|---|']
     weights = max(1, shown[0].values)
-    coded = rivals(artifact) | ({} if checkpoint is None else nncodec_bytes(checkpoint))
+    coded = {**rivals(artifact), **(others or {})}
     lines += [f'| {n} | {b} | {8 * b / weights:.3f} |' for n, b in coded.items()]
     lines += [
         '',

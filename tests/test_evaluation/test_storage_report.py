@@ -88,7 +88,7 @@ def test_what_nncodec_makes_of_the_float_checkpoint(tmp_path, monkeypatch):
     weights = {'w': torch.ones(2, 3), 'count': torch.tensor(3)}
     torch.save({'state_dict': weights}, tmp_path / 'float.pth')
     monkeypatch.setattr(storage, 'find_spec', lambda name: None)
-    assert 'nncodec' not in storage.report(path, tmp_path / 'float.pth')
+    assert 'nncodec' not in storage.report(path, storage.nncodec_bytes(tmp_path / 'float.pth'))
     monkeypatch.undo()
 
     def encode(tensors, args):
@@ -100,11 +100,11 @@ def test_what_nncodec_makes_of_the_float_checkpoint(tmp_path, monkeypatch):
     package.__spec__ = importlib.machinery.ModuleSpec('nncodec', None)
     package.nn = types.SimpleNamespace(encode=encode)
     monkeypatch.setitem(sys.modules, 'nncodec', package)
-    report = storage.report(path, tmp_path / 'float.pth')
+    report = storage.report(path, storage.nncodec_bytes(tmp_path / 'float.pth'))
     assert '| nncodec, float checkpoint, qp -32 | 132 | 1.031 |' in report
     assert 'nncodec' not in storage.report(path)
     assert 'how it talks' not in report
 
     del package.nn
     with pytest.raises(ClipQError, match='nncodec: found that it does not import'):
-        storage.report(path, tmp_path / 'float.pth')
+        storage.report(path, storage.nncodec_bytes(tmp_path / 'float.pth'))

@@ -9,6 +9,7 @@ import pytest
 
 SOURCES = Path(__file__).parents[2] / 'mmclipq' / 'ops' / 'csrc' / 'cpu'
 COMPILER, EMULATOR = 'aarch64-linux-gnu-g++', 'qemu-aarch64'
+CASES = Path(__file__).with_name('product_cases.cpp')
 LAYERS = 600
 
 pytestmark = [
@@ -21,15 +22,13 @@ pytestmark = [
 ]
 
 
-def build(compiler: str, machine: str, folder: Path, *flags: str) -> Path:
-    """A program of all operators and ``product_cases.cpp``."""
-    program = folder / f'{machine}_cases'
-    files = [*SOURCES.glob('*.cpp'), *(SOURCES / machine).glob('*.cpp')]
+def build(compiler: str, machine: str, program: Path, *flags: str, sources: Path = SOURCES) -> Path:
+    """``program``, of all operators and ``product_cases.cpp``."""
+    folders = [sources, sources / machine]
+    files = [*(path for folder in folders for path in folder.glob('*.cpp')), CASES]
     options = ['-O2', '-std=c++17', '-fopenmp', '-ffp-contract=off', *flags]
-    folders = [f'-I{SOURCES}', f'-I{SOURCES / machine}']
-    cases = Path(__file__).with_name('product_cases.cpp')
-    command = [compiler, *options, *folders, '-o', str(program), *map(str, files), str(cases)]
-    subprocess.run(command, check=True)
+    options += [f'-I{folder}' for folder in folders]
+    subprocess.run([compiler, *options, '-o', str(program), *map(str, files)], check=True)
     return program
 
 
@@ -43,7 +42,8 @@ def results(*command: str) -> tuple[bytes, str]:
 def programs(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp('arm')
     strict = ['-Wall', '-Wextra', '-Werror', '-static']
-    return build('g++', 'x86', folder), build(COMPILER, 'arm', folder, *strict)
+    x86 = build('g++', 'x86', folder / 'x86_cases')
+    return x86, build(COMPILER, 'arm', folder / 'arm_cases', *strict)
 
 
 @pytest.fixture(scope='module')
@@ -73,11 +73,5 @@ def test_a_wrong_sign_is_found(programs, expected, tmp_path):
     text = kernels.read_text()
     assert text.count('sum_quad_block, 128}') == 1
     kernels.write_text(text.replace('sum_quad_block, 128}', 'sum_quad_block}'))
-    files = [*copy.glob('*.cpp'), *(copy / 'arm').glob('*.cpp')]
-    program = tmp_path / 'wrong'
-    subprocess.run(
-        [COMPILER, '-O1', '-std=c++17', '-fopenmp', '-ffp-contract=off', '-static', f'-I{copy}',
-         f'-I{copy / "arm"}', '-o', str(program), *map(str, files),
-         str(Path(__file__).with_name('product_cases.cpp'))], check=True,
-    )  # fmt: skip
+    program = build(COMPILER, 'arm', tmp_path / 'wrong', '-static', sources=copy)
     assert results(EMULATOR, str(program), str(LAYERS), '9')[0] != expected

@@ -5,6 +5,8 @@
 
 namespace clipq {
 
+inline int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 constexpr int64_t kBlock = 16;  // channels of a block of a depthwise layer; their sums lie in rows
 
 // Channels of the result that are summed together.

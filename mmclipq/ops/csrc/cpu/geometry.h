@@ -7,8 +7,6 @@ namespace clipq {
 
 constexpr int64_t kStrip = 48;  // pixels, a multiple of those of all kernels' tiles
 
-inline int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Where the parts of a layer's result lie and what they read, at one shape.
 struct Geometry {
   int64_t images, height, width, rows, columns;  // of the source and of the result

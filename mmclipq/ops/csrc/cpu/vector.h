@@ -2,24 +2,13 @@
 // inside of a namespace that has kLanes and under its `#pragma GCC target`, so that all of it becomes
 // that processor's instructions; see targets.h. Hence no include guard.
 
+#include "lanes.h"
+
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
-typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
 typedef int8_t Bytes __attribute__((vector_size(kLanes)));
 typedef uint8_t Codes __attribute__((vector_size(kLanes)));
 
 CLIPQ_INLINE Floats all(float v) { return Floats{} + v; }
-
-template <typename V, typename T>
-CLIPQ_INLINE V load(const T *from) {
-  V v;
-  __builtin_memcpy(&v, from, sizeof(V));
-  return v;
-}
-
-template <typename V, typename T>
-CLIPQ_INLINE void store(V v, T *to) {
-  __builtin_memcpy(to, &v, sizeof(V));
-}
 
 // The first `count` lanes, less than all; nothing is read or written beyond them.
 #ifdef CLIPQ_AVX512

@@ -13,13 +13,16 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // both of GCC 12's own intrinsics
 #pragma GCC diagnostic ignored "-Wuninitialized"
 
+namespace {
+typedef __m128i Packed;  // codes of up to 16 lanes
+}
+
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,f16c,bmi,bmi2")
 namespace {
 namespace v4 {
 constexpr int kLanes = 16;
 typedef __m512i Words;
-typedef __m128i Packed;
 CLIPQ_INLINE __m512 minimum(__m512 a, __m512 b) { return _mm512_min_ps(a, b); }
 CLIPQ_INLINE __m512 maximum(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
 CLIPQ_INLINE __m128i last_bytes(__m512i v) { return _mm512_cvtepi32_epi8(v); }
@@ -38,7 +41,6 @@ namespace {
 namespace v3 {
 constexpr int kLanes = 8;
 typedef __m256i Words;
-typedef __m128i Packed;
 CLIPQ_INLINE __m256 minimum(__m256 a, __m256 b) { return _mm256_min_ps(a, b); }
 CLIPQ_INLINE __m256 maximum(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
 CLIPQ_INLINE __m256i widened(__m128i bytes) { return _mm256_cvtepu8_epi32(bytes); }
@@ -57,7 +59,6 @@ namespace {
 namespace v1 {
 constexpr int kLanes = 4;
 typedef __m128i Words;
-typedef __m128i Packed;
 CLIPQ_INLINE __m128 minimum(__m128 a, __m128 b) { return _mm_min_ps(a, b); }
 CLIPQ_INLINE __m128 maximum(__m128 a, __m128 b) { return _mm_max_ps(a, b); }
 CLIPQ_INLINE __m128i widened(__m128i bytes) {

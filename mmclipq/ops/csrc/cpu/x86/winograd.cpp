@@ -25,8 +25,6 @@ constexpr int64_t kTransformedBytes = 352 << 10;  // of the tiles of a task
 constexpr int64_t kMostWeights = 1 << 17;         // of a kernel's tap; they take eight times as much
 constexpr int64_t kResultBytes = 20 << 10;        // of the sums that are finished together
 
-int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 struct Packed {
   std::vector<Block> blocks;
   std::vector<int16_t> numbers;

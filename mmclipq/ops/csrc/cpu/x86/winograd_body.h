@@ -1,20 +1,9 @@
 // Compiled by winograd_tiles.cpp for each kind of processor, in a namespace with kLanes, hence no
 // include guard.
 
-typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+#include "lanes.h"
+
 typedef int16_t Shorts __attribute__((vector_size(2 * kChannels)));
-
-template <typename V, typename T>
-CLIPQ_INLINE V load(const T *from) {
-  V v;
-  __builtin_memcpy(&v, from, sizeof(V));
-  return v;
-}
-
-template <typename V, typename T>
-CLIPQ_INLINE void store(V v, T *to) {
-  __builtin_memcpy(to, &v, sizeof(V));
-}
 
 // B^T of six numbers.
 CLIPQ_INLINE void transform_line(const Shorts d[kSide], Shorts t[kSide]) {
